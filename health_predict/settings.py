@@ -1,0 +1,98 @@
+"""Every setting in one place: environment variable, default, unit, reason.
+
+Read when definitions are assembled or a command starts, never at import. What a setting does is
+said where it is used.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from health_predict.schema import LabelName
+
+ROOT = Path(__file__).parent.parent
+"""The project's root."""
+
+SILENCED = {
+    "DO_NOT_TRACK": "1",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Environment that keeps the dependencies from calling home; Dagster's is in dagster.yaml."""
+
+
+def silence_telemetry() -> None:
+    """Turns telemetry off for this process and those it starts, before anything is imported."""
+    os.environ.update(SILENCED)
+
+
+class Settings(BaseSettings):
+    """The settings, each read from `HEALTH_PREDICT_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="HEALTH_PREDICT_", extra="ignore", frozen=True)
+
+    var: Path = Field(default=ROOT / "var", description="Folder of all state made by running.")
+    data: str = Field(
+        default="synthetic",
+        description="`synthetic`, `uci`, a path to the csv or zip, `https://...` or `s3://...`.",
+    )
+    rows: Annotated[int, Field(ge=2000)] = Field(
+        default=30_000, description="Rows of the synthetic cohort."
+    )
+    label: LabelName = Field(default="any", description="Readmission: `any`, or within `30d`.")
+    seed: int = Field(default=7, description="Seed of cohort, search, gate and drift test.")
+    batch_rows: Annotated[int, Field(ge=200)] = Field(
+        default=4_000, description="Rows of an arriving batch."
+    )
+    cadence: str = Field(default="0 6 * * *", description="When batches arrive, cron, UTC.")
+    batches_per_tick: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Batches that arrive at a time."
+    )
+    most_batches: Annotated[int, Field(ge=1)] = Field(
+        default=100_000, description="Batches after which arrival stops; the demo sets it."
+    )
+    label_delay: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Seconds from arrival until a batch's outcomes are known."
+    )
+    trials: Annotated[int, Field(ge=3)] = Field(
+        default=9, description="Candidates a search tries, over all families."
+    )
+    workers: Annotated[int, Field(ge=1)] = Field(
+        default=2, description="Candidates fitted at a time."
+    )
+    sensor_interval: Annotated[int, Field(ge=1)] = Field(
+        default=30, description="Seconds between two ticks of a sensor."
+    )
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(
+        default=3500, description="Port of the local service."
+    )
+    deployment: Literal["local", "host", "kubernetes"] = Field(
+        default="local", description="Where the service runs."
+    )
+    mlflow_tracking_uri: str = Field(
+        default="", description="MLflow server; empty: SQLite and files under `var`."
+    )
+
+    @property
+    def store(self) -> Path:
+        """Where assets are kept."""
+        return self.var / "store"
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow logs to."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.var / 'mlflow.db'}"
+
+    @property
+    def bentoml_home(self) -> Path:
+        """BentoML's store."""
+        return self.var / "bentoml"
+
+    @property
+    def serving(self) -> Path:
+        """The local supervisor's folder."""
+        return self.var / "serving"
