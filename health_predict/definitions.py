@@ -1,0 +1,39 @@
+"""The code location: everything Dagster loads, assembled on one page.
+
+Assets and checks stand in `defs`, one module a group; what they call is the pure half of the
+package. Settings are read when the location is loaded.
+"""
+
+import dagster as dg
+
+from health_predict.settings import Settings, silence_telemetry
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Returns the definitions for the settings of the environment."""
+    silence_telemetry()
+    return assemble(Settings())
+
+
+def assemble(settings: Settings) -> dg.Definitions:
+    """Returns the definitions for the given settings.
+
+    Args:
+        settings: read from the environment, or made by a test.
+    """
+    from health_predict.defs import data, jobs, monitoring, registry, serving, training
+    from health_predict.defs.automation import automation
+    from health_predict.defs.resources import resources
+
+    groups = (data, training, registry, serving, monitoring)
+    schedules, sensors = automation(settings)
+    return dg.Definitions(
+        assets=[asset for group in groups for asset in group.ASSETS],
+        asset_checks=[check for group in groups for check in group.CHECKS],
+        jobs=jobs.JOBS,
+        schedules=schedules,
+        sensors=sensors,
+        resources=resources(settings),
+        executor=jobs.EXECUTOR,
+    )

@@ -1,0 +1,150 @@
+"""What runs the loop: one schedule and three sensors, thin wrappers around `decisions`.
+
+Each reads persisted facts, asks a pure function, and passes on its requests and its sentence. All
+run by default. Requests are built from event ids and attempts found on earlier runs, so a tick
+that is killed anywhere is repeated without loss or doubling.
+"""
+
+import time
+from typing import Any
+
+import dagster as dg
+
+from health_predict.defs.decisions import (
+    Decision,
+    Request,
+    decide_arrival,
+    decide_bootstrap,
+    decide_deploy,
+    decide_matured,
+    decide_retrain,
+)
+from health_predict.defs.facts import (
+    ATTEMPT,
+    REASON,
+    TRIGGER,
+    arrivals,
+    events,
+    in_progress,
+    latest,
+    runs,
+)
+from health_predict.defs.jobs import bootstrap, deploy, ingest_batch, retrain
+from health_predict.defs.partitions import batches
+from health_predict.settings import Settings
+
+RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
+
+
+def _run_request(request: Request, sentence: str) -> dg.RunRequest:
+    tags = {REASON: sentence, ATTEMPT: str(request.attempt)}
+    if request.trigger:
+        tags[TRIGGER] = str(request.trigger)
+    return dg.RunRequest(
+        run_key=request.run_key,
+        job_name=request.job,
+        partition_key=request.partition,
+        asset_selection=[dg.AssetKey(name) for name in request.assets] or None,
+        tags=tags,
+    )
+
+
+def _answer(decision: Decision, cursor: str | None = None) -> dg.SensorResult:
+    if decision.requests:
+        return dg.SensorResult(
+            run_requests=[_run_request(r, decision.sentence) for r in decision.requests],
+            cursor=cursor,
+        )
+    return dg.SensorResult(skip_reason=decision.sentence, cursor=cursor)
+
+
+def _log(context: Any, decision: Decision) -> None:
+    (context.log.error if decision.alert else context.log.info)(decision.sentence)
+
+
+def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
+    """Returns the schedules and the sensors, their cadence as the settings say."""
+
+    @dg.schedule(
+        job=ingest_batch,
+        cron_schedule=settings.cadence,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Batches of encounters arrive.",
+    )
+    def arriving_batches(context: dg.ScheduleEvaluationContext) -> Any:
+        instance = context.instance
+        future = latest(instance, "future")
+        decision, fresh = decide_arrival(
+            instance.get_dynamic_partitions(batches.name or ""),
+            int(future.metadata["batches"]) if future else None,
+            latest(instance, "registered_model") is not None,
+            settings.batches_per_tick,
+            settings.most_batches,
+        )
+        _log(context, decision)
+        if not fresh:
+            return dg.SkipReason(decision.sentence)
+        instance.add_dynamic_partitions(batches.name or "", list(fresh))
+        return [_run_request(request, decision.sentence) for request in decision.requests]
+
+    @dg.sensor(
+        jobs=[bootstrap, retrain],
+        minimum_interval_seconds=settings.sensor_interval,
+        default_status=RUNNING_SENSOR,
+        description="Trains the first champion, and again on drift or broken calibration.",
+    )
+    def retrain_on_drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        instance = context.instance
+        if latest(instance, "registered_model") is None:
+            decision = decide_bootstrap(runs(instance, "bootstrap"))
+            _log(context, decision)
+            return _answer(decision, context.cursor)
+        settled = int(context.cursor or 0)
+        alarms = [
+            *events(instance, "drift_report", settled),
+            *events(instance, "batch_performance", settled),
+        ]
+        decision = decide_retrain(
+            sorted(alarms, key=lambda event: event.id),
+            runs(instance, "retrain"),
+            list(in_progress(runs(instance, "ingest_batch"))),
+            time.time(),
+        )
+        _log(context, decision)
+        return _answer(decision, str(decision.settled or settled))
+
+    @dg.sensor(
+        job=deploy,
+        minimum_interval_seconds=settings.sensor_interval,
+        default_status=RUNNING_SENSOR,
+        description="Rolls a promoted model out.",
+    )
+    def deploy_on_promotion(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        instance = context.instance
+        decision = decide_deploy(
+            latest(instance, "registered_model"),
+            latest(instance, "readmission_deployment"),
+            runs(instance, "deploy"),
+        )
+        _log(context, decision)
+        return _answer(decision)
+
+    @dg.sensor(
+        job=ingest_batch,
+        minimum_interval_seconds=settings.sensor_interval,
+        default_status=RUNNING_SENSOR,
+        description="Scores a batch once its outcomes are known.",
+    )
+    def matured_labels(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        instance = context.instance
+        decision = decide_matured(
+            arrivals(instance),
+            [e.partition for e in events(instance, "batch_performance") if e.partition],
+            list(in_progress(runs(instance, "ingest_batch"))),
+            settings.label_delay,
+            time.time(),
+        )
+        _log(context, decision)
+        return _answer(decision)
+
+    return [arriving_batches], [retrain_on_drift, deploy_on_promotion, matured_labels]

@@ -1,0 +1,157 @@
+"""What the event log knows, as plain values: the only reader of Dagster's records for decisions.
+
+Decisions are made in `automation` from what is returned here; nothing is decided in this module.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dagster as dg
+
+RunState = Literal["running", "succeeded", "failed"]
+_PAGE = 500
+
+_STATES: dict[dg.DagsterRunStatus, RunState] = {
+    dg.DagsterRunStatus.SUCCESS: "succeeded",
+    dg.DagsterRunStatus.FAILURE: "failed",
+    dg.DagsterRunStatus.CANCELED: "failed",
+}
+
+TRIGGER = "health_predict/trigger"
+ATTEMPT = "health_predict/attempt"
+REASON = "health_predict/reason"
+NEWEST_BATCH = "health_predict/newest_batch"
+"""Run tag: the newest batch a training run learned from; 0 for the initial encounters alone."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One materialisation.
+
+    Attributes:
+        id: its place in the event log; later events have larger ones.
+        asset: what was materialised.
+        partition: of which batch, if any.
+        run_id: by which run.
+        timestamp: when, epoch seconds.
+        metadata: its metadata as plain values.
+    """
+
+    id: int
+    asset: str
+    partition: str | None
+    run_id: str
+    timestamp: float
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a job.
+
+    Attributes:
+        run_id: Dagster's.
+        job: its job.
+        state: queued and starting runs count as running, cancelled ones as failed.
+        trigger: event id the run was requested for; None for a run started by hand.
+        attempt: 1 for the first.
+        newest_batch: newest batch it learned from; None before it took its snapshot.
+        created: when it was requested, epoch seconds.
+        reason: why it was requested, in words.
+    """
+
+    run_id: str
+    job: str
+    state: RunState
+    trigger: int | None
+    attempt: int
+    newest_batch: int | None
+    created: float
+    reason: str = ""
+    partition: str | None = None
+
+
+def events(instance: dg.DagsterInstance, asset: str, after: int = 0) -> list[Event]:
+    """Returns the materialisations of an asset newer than event id `after`, oldest first."""
+    found = []
+    cursor = None
+    while True:
+        page = instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey(asset), after_storage_id=after),
+            limit=_PAGE,
+            cursor=cursor,
+            ascending=True,
+        )
+        found += [_event(record) for record in page.records]
+        if not page.has_more:
+            return found
+        cursor = page.cursor
+
+
+def latest(instance: dg.DagsterInstance, asset: str) -> Event | None:
+    """Returns the newest materialisation of an asset, None if there is none."""
+    page = instance.fetch_materializations(dg.AssetKey(asset), limit=1)
+    return _event(page.records[0]) if page.records else None
+
+
+def _event(record: dg.EventLogRecord) -> Event:
+    materialization = record.asset_materialization
+    assert materialization is not None  # the filter asks for nothing else
+    return Event(
+        id=record.storage_id,
+        asset=materialization.asset_key.to_user_string(),
+        partition=materialization.partition,
+        run_id=record.run_id,
+        timestamp=record.timestamp,
+        metadata={
+            key: value.value
+            for key, value in materialization.metadata.items()
+            if isinstance(value.value, str | int | float | bool)
+        },
+    )
+
+
+def arrivals(instance: dg.DagsterInstance) -> dict[str, float]:
+    """Returns when each batch first arrived: partition key -> epoch seconds."""
+    first: dict[str, float] = {}
+    for event in events(instance, "future_batch"):
+        if event.partition is not None:
+            first.setdefault(event.partition, event.timestamp)
+    return first
+
+
+def runs(instance: dg.DagsterInstance, *jobs: str, limit: int = 50) -> list[Run]:
+    """Returns the newest runs of each of the jobs, newest first."""
+    return [
+        run
+        for job in jobs
+        for run in (
+            _run(record)
+            for record in instance.get_run_records(dg.RunsFilter(job_name=job), limit=limit)
+        )
+    ]
+
+
+def _run(record: dg.RunRecord) -> Run:
+    tags = record.dagster_run.tags
+    return Run(
+        run_id=record.dagster_run.run_id,
+        job=record.dagster_run.job_name,
+        state=_STATES.get(record.dagster_run.status, "running"),
+        trigger=_number(tags.get(TRIGGER)),
+        attempt=_number(tags.get(ATTEMPT)) or 1,
+        newest_batch=_number(tags.get(NEWEST_BATCH)),
+        created=record.create_timestamp.timestamp(),
+        reason=tags.get(REASON, ""),
+        partition=tags.get("dagster/partition"),
+    )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None else None
+
+
+def in_progress(all_runs: list[Run]) -> Iterator[Run]:
+    """Yields the runs that have not ended."""
+    return (run for run in all_runs if run.state == "running")

@@ -1,0 +1,56 @@
+"""The four jobs: the slices of the graph that are run as one."""
+
+import dagster as dg
+
+from health_predict.defs.partitions import batches
+
+# A process a step would cost 3 s of imports each and buys nothing: steps of a job run in turn.
+EXECUTOR = dg.in_process_executor
+
+bootstrap = dg.define_asset_job(
+    "bootstrap",
+    selection=dg.AssetSelection.assets(
+        "raw_encounters",
+        "encounters",
+        "quarantine",
+        "initial",
+        "future",
+        "training_set",
+        "fitted_preprocessor",
+        "hpo_results",
+        "registered_model",
+    ),
+    description="Raw data to the first champion.",
+    executor_def=EXECUTOR,
+)
+
+ingest_batch = dg.define_asset_job(
+    "ingest_batch",
+    selection=dg.AssetSelection.assets(
+        "future_batch", "batch_predictions", "drift_report", "batch_performance"
+    ),
+    partitions_def=batches,
+    description="One batch arrives, is scored, and is watched for drift.",
+    tags={"dagster/max_retries": "2"},
+    executor_def=EXECUTOR,
+)
+
+retrain = dg.define_asset_job(
+    "retrain",
+    selection=dg.AssetSelection.assets(
+        "training_set", "fitted_preprocessor", "hpo_results", "registered_model"
+    ),
+    description="Learn again from all known outcomes and let the gate judge the challenger.",
+    executor_def=EXECUTOR,
+)
+
+deploy = dg.define_asset_job(
+    "deploy",
+    selection=dg.AssetSelection.assets(
+        "readmission_bento", "readmission_image", "readmission_deployment"
+    ),
+    description="Roll the champion out, verify what is served, roll back if it is not right.",
+    executor_def=EXECUTOR,
+)
+
+JOBS = [bootstrap, ingest_batch, retrain, deploy]

@@ -1,0 +1,140 @@
+"""Resources: each returns a plain object of the pure half, one definition with a local twin."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from health_predict.encounters import Source, read
+from health_predict.release import KubernetesPlatform, LocalPlatform, Platform
+from health_predict.schema import LabelName
+from health_predict.settings import Settings
+
+
+class EncounterSource(dg.ConfigurableResource):
+    """Where encounters come from, and what counts as a readmission."""
+
+    data: str
+    rows: int
+    label: str
+    seed: int
+
+    def read(self) -> tuple[Any, Source]:
+        """Returns the raw table and its source; see `encounters.read`."""
+        return read(self.data, rows=self.rows, seed=self.seed)
+
+    @property
+    def label_name(self) -> LabelName:
+        """The label's name, checked when the settings were read."""
+        return "30d" if self.label == "30d" else "any"
+
+
+class Arrival(dg.ConfigurableResource):
+    """How batches arrive and when their outcomes are known."""
+
+    batch_rows: int
+    label_delay_seconds: float
+
+    def matured(self, arrived_at: float) -> bool:
+        """Returns whether the outcomes of a batch that arrived then (epoch seconds) are known."""
+        return datetime.now(UTC).timestamp() >= arrived_at + self.label_delay_seconds
+
+
+class SearchBudget(dg.ConfigurableResource):
+    """What a search may spend."""
+
+    trials: int
+    workers: int
+    seed: int
+
+
+class ReportFolder(dg.ConfigurableResource):
+    """Where drift reports are kept, one folder a batch."""
+
+    root: str
+
+    def path(self, partition: str) -> Path:
+        """Returns the HTML file of a batch's report."""
+        return Path(self.root, partition, "report.html").absolute()
+
+
+class Mlflow(dg.ConfigurableResource):
+    """dagster-mlflow's resource, its MLflow run named after the Dagster run.
+
+    The field names are those that dagster-mlflow reads from its config.
+    """
+
+    experiment_name: str
+    mlflow_tracking_uri: str
+    artifacts: str
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Any]:
+        """Yields dagster-mlflow's `MlFlow`: mlflow's own functions on the run's MLflow run."""
+        from health_predict.tracking import experiment_run
+
+        with experiment_run(self.mlflow_tracking_uri, Path(self.artifacts), context) as mlflow:
+            yield mlflow
+
+
+class ModelRegistry(dg.ConfigurableResource):
+    """The registry of models."""
+
+    tracking_uri: str
+    artifacts: str
+
+    def create_resource(self, context: dg.InitResourceContext) -> Any:
+        """Returns a `tracking.Registry`."""
+        from health_predict.tracking import Registry
+
+        return Registry(self.tracking_uri, Path(self.artifacts))
+
+
+class Serving(dg.ConfigurableResource):
+    """Where the service runs."""
+
+    deployment: str
+    folder: str
+    port: int
+    bentoml_home: str
+
+    def create_resource(self, context: dg.InitResourceContext) -> Platform:
+        """Returns the platform of the deployment."""
+        if self.deployment == "kubernetes":
+            return KubernetesPlatform(Path(self.bentoml_home))
+        return LocalPlatform(Path(self.folder), self.port, Path(self.bentoml_home))
+
+
+def resources(settings: Settings) -> dict[str, Any]:
+    """Returns every resource of the code location by name."""
+    from health_predict.defs.io_managers import StoreIOManager
+
+    artifacts = str(settings.var / "mlflow-artifacts")
+    return {
+        "io_manager": StoreIOManager(root=str(settings.store)),
+        "source": EncounterSource(
+            data=settings.data, rows=settings.rows, label=settings.label, seed=settings.seed
+        ),
+        "arrival": Arrival(
+            batch_rows=settings.batch_rows, label_delay_seconds=settings.label_delay
+        ),
+        "budget": SearchBudget(
+            trials=settings.trials, workers=settings.workers, seed=settings.seed
+        ),
+        "mlflow": Mlflow(
+            experiment_name="readmission",
+            mlflow_tracking_uri=settings.tracking_uri,
+            artifacts=artifacts,
+        ),
+        "reports": ReportFolder(root=str(settings.store / "drift_reports")),
+        "registry": ModelRegistry(tracking_uri=settings.tracking_uri, artifacts=artifacts),
+        "platform": Serving(
+            deployment=settings.deployment,
+            folder=str(settings.serving),
+            port=settings.port,
+            bentoml_home=str(settings.bentoml_home),
+        ),
+    }

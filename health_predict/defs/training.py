@@ -1,0 +1,158 @@
+"""Group `training`: a snapshot to learn from, the preprocessor, the search."""
+
+import hashlib
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+from sklearn.pipeline import Pipeline
+
+from health_predict import features, schema, splits
+from health_predict.defs.data import OWNERS, _table_facts
+from health_predict.defs.facts import NEWEST_BATCH, arrivals
+from health_predict.defs.partitions import batch_key, batch_number
+from health_predict.defs.resources import Arrival, SearchBudget
+from health_predict.tuning import SearchData, SearchResult, search
+
+
+@dg.asset(
+    group_name="training",
+    owners=OWNERS,
+    kinds={"pandas", "parquet"},
+    ins={"future_batch": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
+)
+def training_set(
+    context: dg.AssetExecutionContext,
+    initial: pd.DataFrame,
+    future_batch: dict[str, pd.DataFrame],
+    arrival: Arrival,
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """One snapshot of all encounters whose outcomes are known, each with its patient's side.
+
+    Models learn from the side `train`, are chosen and calibrated on `validation` and judged on
+    `test`. All three are taken in one go, so that a batch that arrives in between cannot move
+    the ground under a running comparison.
+    """
+    known = _matured(context.instance, future_batch, arrival)
+    newest = max(map(batch_number, known), default=0)
+    snapshot = splits.with_side(pd.concat([initial, *known.values()], ignore_index=True))
+    context.instance.add_run_tags(context.run_id, {NEWEST_BATCH: str(newest)})
+    values = pd.util.hash_pandas_object(snapshot, index=False).to_numpy()
+    return dg.MaterializeResult(
+        value=snapshot,
+        metadata={
+            **_table_facts(snapshot),
+            "rows_by_side": snapshot[schema.SIDE].value_counts().to_dict(),
+            "window": "initial" if not newest else f"initial to {batch_key(newest)}",
+            "newest_batch": newest,
+            "label_rate": float(snapshot[schema.LABEL].mean()),
+            "fingerprint": hashlib.sha256(values.tobytes()).hexdigest()[:16],
+        },
+    )
+
+
+def _matured(
+    instance: dg.DagsterInstance, batches: dict[str, pd.DataFrame], arrival: Arrival
+) -> dict[str, pd.DataFrame]:
+    """Returns the batches whose outcomes are known, oldest first."""
+    arrived = arrivals(instance)
+    return {
+        key: batches[key]
+        for key in sorted(batches, key=batch_number)
+        if key in arrived and arrival.matured(arrived[key])
+    }
+
+
+@dg.asset_check(asset=training_set, blocking=True)
+def no_patient_on_two_sides(training_set: pd.DataFrame) -> dg.AssetCheckResult:
+    """Each patient is on the side the keyed hash gives, so nobody is learned from and judged on."""
+    wrong = training_set[schema.SIDE] != splits.side(training_set[schema.PATIENT])
+    sides = training_set.groupby(schema.PATIENT)[schema.SIDE].nunique()
+    return dg.AssetCheckResult(
+        passed=not wrong.any() and int(sides.max()) == 1,
+        metadata={
+            "rows_on_the_wrong_side": int(wrong.sum()),
+            "patients_on_two_sides": int((sides > 1).sum()),
+        },
+    )
+
+
+def on_side(snapshot: pd.DataFrame, side: str) -> pd.DataFrame:
+    """Returns the rows of one side of a training snapshot."""
+    return snapshot[snapshot[schema.SIDE] == side]
+
+
+@dg.asset(group_name="training", owners=OWNERS, kinds={"scikitlearn", "skops"})
+def fitted_preprocessor(training_set: pd.DataFrame) -> dg.MaterializeResult[Pipeline]:
+    """The preprocessor, fitted on the train side."""
+    fitted = features.preprocessor().fit(on_side(training_set, "train"))
+    names = fitted.named_steps["encode"].get_feature_names_out()
+    return dg.MaterializeResult(
+        value=fitted, metadata={"features": len(names), "names": ", ".join(names)}
+    )
+
+
+@dg.asset(group_name="training", owners=OWNERS, kinds={"ray", "mlflow"})
+def hpo_results(
+    context: dg.AssetExecutionContext,
+    training_set: pd.DataFrame,
+    fitted_preprocessor: Pipeline,
+    budget: SearchBudget,
+    mlflow: dg.ResourceParam[Any],
+) -> dg.MaterializeResult[SearchResult]:
+    """The search over logistic regression, random forest and XGBoost: Ray Tune with ASHA.
+
+    One MLflow run holds the search, with a nested run for each candidate.
+    """
+    from health_predict.tracking import log_search
+
+    result = search(
+        search_data(training_set, fitted_preprocessor),
+        trials=budget.trials,
+        seed=budget.seed,
+        workers=budget.workers,
+    )
+    log_search(mlflow, result)
+    for trial in result.trials:
+        fate = "stopped" if trial.stopped_early else "full"
+        context.log.info(f"{trial.family}: AUC {trial.auc:.4f} ({fate} at {len(trial.curve)})")
+    return dg.MaterializeResult(
+        value=result,
+        metadata={
+            "winner": result.winner.family,
+            "validation_auc": result.winner.auc,
+            "trials": dg.MetadataValue.table(
+                [
+                    dg.TableRecord(
+                        {
+                            "family": trial.family,
+                            "validation_auc": round(trial.auc, 4),
+                            "stages": len(trial.curve),
+                            "seconds": round(trial.seconds, 2),
+                        }
+                    )
+                    for trial in sorted(result.trials, key=lambda t: -t.auc)
+                ]
+            ),
+            "stopped_early": sum(trial.stopped_early for trial in result.trials),
+            "seconds": round(result.seconds, 1),
+            "ray_start_seconds": round(result.start_seconds, 1),
+            "mlflow_run_id": mlflow.active_run().info.run_id,
+        },
+    )
+
+
+def search_data(snapshot: pd.DataFrame, preprocessor: Pipeline) -> SearchData:
+    """Returns the train and validation sides as matrices."""
+    train, validation = on_side(snapshot, "train"), on_side(snapshot, "validation")
+    return SearchData(
+        preprocessor.transform(train).astype(np.float32),
+        train[schema.LABEL].to_numpy(),
+        preprocessor.transform(validation).astype(np.float32),
+        validation[schema.LABEL].to_numpy(),
+    )
+
+
+ASSETS = [training_set, fitted_preprocessor, hpo_results]
+CHECKS = [no_patient_on_two_sides]
