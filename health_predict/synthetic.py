@@ -1,21 +1,21 @@
 """A seeded synthetic cohort with the published schema: what the project runs on by default.
 
-Here live the generator (`cohort`) and the aggregate profile it draws from (`profile_of`,
-`load_profile`, `write_profile`). Reading the published archive, the contract and the label are
-not here: they belong to `encounters`, which takes a synthetic table as it takes the real one.
+Here live the generator (`cohort`) and the network it draws by. How the aggregate profile is made
+from the published file is not here but in `synthetic_profile`; reading the published archive, the
+contract and the label belong to `encounters`, which takes a synthetic table as it takes the real
+one.
 
 Rows are drawn first, each by a small Bayesian network whose tables move with the tenth of the
 file; the outcome follows from two logistic models; readmitted rows are then linked to later rows
 of the same race, gender and age, which makes patients. What is therefore not kept: a patient's
 diagnoses and drugs do not resemble those of the same patient's next visit, and levels seen in
-fewer than `UNIT` published encounters (rare codes, drugs and drug combinations) never appear.
+fewer than 11 published encounters (rare codes, drugs and drug combinations) never appear.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,19 +23,12 @@ import pandas as pd
 
 from health_predict import schema
 
-UNIT = 11
-"""Encounters in one unit of a stored count. Counts are stored as whole units, rounded, and below
-one unit as nothing: no stored figure rests on fewer than 11 encounters, and rounding blurs the
-differences from which a suppressed one could be worked out."""
-
 TENTHS = 10
 _PRIOR_UNITS = 0.5  # weight of the coarser table, beside rows of tens of units and more
-_TERM_UNITS = 20  # a coefficient resting on fewer than 220 encounters would be noise
-_REGULARISATION = 0.3
 _RAKES = 3  # rounds after which every share by tenth is expected within .01 of the observed
 _FIRST_ENCOUNTER, _FIRST_PATIENT = 500_000_000, 200_000_000  # above every published identifier
 _AGE_STEP = 0.05  # share of return visits that fall in the next age band; published: .052
-_ORAL = tuple(m for m in schema.MEDICATIONS if m != "insulin")
+ORAL = tuple(m for m in schema.MEDICATIONS if m != "insulin")
 
 Values = dict[str, pd.Categorical]
 
@@ -105,19 +98,6 @@ LINKS = (
 """Whether a row is a later visit of its patient, has a later visit, and after how many hundredths
 of the file: drawn like columns, used to make patients, and not published."""
 
-TERMS = (
-    *((c,) for c in ("tenth", "race", "gender", "age", "payer_code", "medical_specialty")),
-    *((c,) for c in ("admission_type_id", "admission_source_id", "discharge_disposition_id")),
-    *((c,) for c in ("diag_1_group", "diag_2_group", "diag_3_group", "diag_1_root")),
-    *((c,) for c in ("stay", "labs", "drugs", "num_procedures", "number_diagnoses")),
-    *((c,) for c in ("inpatient", "emergency", "outpatient", "max_glu_serum", "A1Cresult")),
-    *((c,) for c in ("insulin", "metformin", "change", "diabetesMed")),
-    ("generation", "inpatient"),
-    *(("tenth", c) for c in ("inpatient", "discharge_disposition_id", "admission_source_id")),
-    *(("tenth", c) for c in ("number_diagnoses", "generation")),
-)
-"""Terms of the outcome models. Those with the tenth are what makes a frozen model age."""
-
 _CHAPTERS = (  # first ICD-9 root of each group; circulatory disease is split where risk differs
     (1, "infection"), (140, "neoplasm"), (240, "endocrine"), (250, "diabetes"),
     (251, "endocrine"), (280, "blood"), (290, "mental"), (320, "nervous"), (390, "heart"),
@@ -129,7 +109,8 @@ _CHAPTERS = (  # first ICD-9 root of each group; circulatory disease is split wh
 )  # fmt: skip
 
 
-def _chapter(code: str) -> str:
+def chapter(code: str) -> str:
+    """Returns the group of an ICD-9 code."""
     if not code[0].isdigit():
         return {"V": "V code", "E": "E code"}.get(code[0], code)
     return [name for start, name in _CHAPTERS if start <= max(1.0, float(code))][-1]
@@ -182,94 +163,55 @@ def cohort(rows: int, seed: int = 0) -> pd.DataFrame:
         raise ValueError(f"a cohort needs at least 1 row, not {rows}")
     profile, rng = load_profile(), np.random.default_rng(seed)
     tenths = [str(t) for t in range(TENTHS)]
-    values: Values = {"tenth": pd.Categorical.from_codes(_tenth(rows), tenths)}
+    values: Values = {"tenth": pd.Categorical.from_codes(tenth_of(rows), tenths)}
     for step in NETWORK:
-        _add(values, step.column, _draw(profile["tables"][step.column], step, values, rng))
+        add(values, step.column, _draw(profile["tables"][step.column], step, values, rng))
         if step.column == "regimen":
             values.update(_treatment(values["insulin"], values["regimen"]))
     values[schema.OUTCOME] = _outcome(profile["models"], values, rng)
     for step in LINKS:
-        _add(values, step.column, _draw(profile["tables"][step.column], step, values, rng))
+        add(values, step.column, _draw(profile["tables"][step.column], step, values, rng))
     identifiers = {
         schema.ENCOUNTER_ID: _FIRST_ENCOUNTER + rng.integers(1, 50, rows).cumsum(),
         schema.PATIENT: _FIRST_PATIENT + _patients(values, rng),
     }
     columns = {c: identifiers[c].astype(str) for c in schema.IDENTIFIERS}
-    columns |= {c: _strings(values[c]) for c in schema.COLUMNS if c in values}
+    columns |= {c: strings(values[c]) for c in schema.COLUMNS if c in values}
     return pd.DataFrame(columns, columns=list(schema.COLUMNS), dtype=object)
 
 
 @cache
 def load_profile() -> dict[str, Any]:
-    """Returns the committed profile, as `profile_of` made it; read once per process."""
+    """Returns the committed profile, as `synthetic_profile` made it; read once per process."""
     text = files("health_predict").joinpath("synthetic_profile.json").read_text("utf-8")
     return json.loads(text)
 
 
-def profile_of(raw: pd.DataFrame) -> dict[str, Any]:
-    """Computes the aggregate profile that `cohort` draws from.
-
-    Small cells are suppressed: a count is stored in whole units of `UNIT` = 11 encounters, rounded
-    to the nearest, and as nothing below one unit; levels below one unit are left out. A coefficient
-    is stored with the units it rests on and only from 20 units up, rounded to .01. Identifiers
-    serve to order rows and to tell visits of one patient apart, and are not stored.
-
-    Args:
-        raw: The published table, n x 50 strings as in the CSV, in any order.
-
-    Returns:
-        `{"unit", "tables", "models"}`. A table has its `levels`, most frequent first, and per
-        parent set the `rows`: parent levels -> units of all suppressed levels together, then units
-        per level, trailing zeros cut. A model has an `intercept` and per term: levels ->
-        [coefficient, units].
-
-    Raises:
-        KeyError: If a published column is missing.
-    """
-    values = _observed(raw)
-    tables = {step.column: _table(step, values) for step in (*NETWORK, *LINKS)}
-    outcome = _strings(values[schema.OUTCOME])
-    again, every = outcome != "NO", np.ones(len(outcome), dtype=bool)
-    steady = tuple(term for term in TERMS if len(term) == 1)
-    models = {
-        "any": _fit(values, again, every, TERMS),
-        "early": _fit(values, outcome == "<30", again, steady),
-    }
-    return {"unit": UNIT, "tables": tables, "models": models}
-
-
-def write_profile(raw: pd.DataFrame, path: Path) -> None:
-    """Writes `profile_of(raw)` to `path` as JSON, a table row a line: a diff can be read."""
-    path.write_text(_json(profile_of(raw)) + "\n", encoding="utf-8")
-
-
-def _json(value: Any) -> str:
-    if not isinstance(value, dict) or not any(isinstance(v, (dict, list)) for v in value.values()):
-        return json.dumps(value, separators=(",", ":"))
-    return "{\n" + ",\n".join(f"{json.dumps(k)}:{_json(v)}" for k, v in value.items()) + "\n}"
-
-
-def _tenth(rows: int) -> np.ndarray:
+def tenth_of(rows: int) -> np.ndarray:
+    """Returns for each of `rows` rows in order which tenth of the file it lies in."""
     return np.arange(rows) * TENTHS // rows
 
 
-def _strings(column: pd.Categorical) -> np.ndarray:
+def strings(column: pd.Categorical) -> np.ndarray:
+    """Returns a column's values (n,)."""
     return np.asarray(column.categories, dtype=object)[column.codes]
 
 
-def _relabel(column: pd.Categorical, rename: Callable[[str], str]) -> pd.Categorical:
+def relabel(column: pd.Categorical, rename: Callable[[str], str]) -> pd.Categorical:
+    """Returns a column with each level renamed, levels of one new name merged."""
     codes, levels = pd.factorize(np.array([rename(v) for v in column.categories], dtype=object))
     return pd.Categorical.from_codes(codes[column.codes], levels)
 
 
-def _add(values: Values, name: str, column: pd.Categorical) -> None:
+def add(values: Values, name: str, column: pd.Categorical) -> None:
+    """Adds a column to `values`, and its coarser views."""
     values[name] = column
     for band, (source, rename) in BANDS.items():
         if source == name:
-            values[band] = _relabel(column, rename)
+            values[band] = relabel(column, rename)
 
 
-def _keys(values: Values, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
+def combine(values: Values, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     """Returns for each row the index of its combination of levels, and the combinations."""
     columns = [values[name] for name in names]
     if not columns:
@@ -280,9 +222,6 @@ def _keys(values: Values, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     parts = np.unravel_index(present, sizes)
     texts = [np.asarray(c.categories, dtype=object)[p] for c, p in zip(columns, parts, strict=True)]
     return codes, ["|".join(key) for key in zip(*texts, strict=True)]
-
-
-# --- drawing -------------------------------------------------------------------------------------
 
 
 def _shares(rows: Mapping[str, list[int]], keys: list[str], prior: np.ndarray) -> np.ndarray:
@@ -304,20 +243,20 @@ def _draw(
     codes = np.zeros(len(values["tenth"]), dtype=int)
     shares = marginal = _shares(rows[""], [""], np.full((1, len(levels)), 1e-9))
     for depth in range(1, len(step.parents) + 1):
-        finer, keys = _keys(values, step.parents[:depth])
+        finer, keys = combine(values, step.parents[:depth])
         prior = np.empty((len(keys), len(levels)))
         prior[finer] = shares[codes]
         codes, shares = finer, _shares(rows["|".join(step.parents[:depth])], keys, prior)
     factors = [(codes, shares)]
     for parent in step.tilts:
-        codes, keys = _keys(values, (parent,))
+        codes, keys = combine(values, (parent,))
         prior = np.repeat(marginal, len(keys), axis=0)
         factors.append((codes, _shares(rows[parent], keys, prior) / marginal))
     if step.within:
-        codes, keys = _keys(values, (step.within,))
-        inside = np.array([[_chapter(level) == key for level in levels] for key in keys])
+        codes, keys = combine(values, (step.within,))
+        inside = np.array([[chapter(level) == key for level in levels] for key in keys])
         factors.append((codes, np.where(inside, 1.0, 1e-9)))
-    _, keys = _keys(values, ("tenth",))
+    _, keys = combine(values, ("tenth",))
     target = _shares(rows["tenth"], keys, np.repeat(marginal, len(keys), axis=0))
     return pd.Categorical.from_codes(_pick(factors, values["tenth"].codes, target, rng), levels)
 
@@ -357,8 +296,8 @@ def _treatment(insulin: pd.Categorical, regimen: pd.Categorical) -> Values:
     def dose_of(drug: str) -> Callable[[str], str]:
         return lambda oral: by_regimen[oral].get(drug, "No")
 
-    columns = {drug: _relabel(regimen, dose_of(drug)) for drug in _ORAL}
-    codes, keys = _keys({"tenth": insulin, "i": insulin, "r": regimen}, ("i", "r"))
+    columns = {drug: relabel(regimen, dose_of(drug)) for drug in ORAL}
+    codes, keys = combine({"tenth": insulin, "i": insulin, "r": regimen}, ("i", "r"))
     both = pd.Categorical.from_codes(codes, keys)
 
     def doses(key: str) -> list[str]:
@@ -368,8 +307,8 @@ def _treatment(insulin: pd.Categorical, regimen: pd.Categorical) -> Values:
     def change(key: str) -> str:  # as published: a second drug, or a dose moved
         return "Ch" if len(doses(key)) > 1 or {"Up", "Down"} & set(doses(key)) else "No"
 
-    columns["diabetesMed"] = _relabel(both, lambda key: "Yes" if doses(key) else "No")
-    columns["change"] = _relabel(both, change)
+    columns["diabetesMed"] = relabel(both, lambda key: "Yes" if doses(key) else "No")
+    columns["change"] = relabel(both, change)
     return columns
 
 
@@ -384,7 +323,7 @@ def _outcome(models: dict[str, Any], values: Values, rng: np.random.Generator) -
 def _logit(model: dict[str, Any], values: Values) -> np.ndarray:
     logit = np.full(len(values["tenth"]), float(model["intercept"]))
     for name, levels in model["terms"].items():
-        codes, keys = _keys(values, name.split("*"))
+        codes, keys = combine(values, name.split("*"))
         logit += np.array([levels.get(key, (0.0, 0))[0] for key in keys])[codes]
     return logit
 
@@ -398,12 +337,12 @@ def _patients(values: Values, rng: np.random.Generator) -> np.ndarray:
     """
     rows = len(values["tenth"])
     wait = rows / 100 * (_numbers(values["wait"]) + rng.random(rows))
-    leaves = _strings(values["returns"]) == "yes"
-    enters = _strings(values["revisit"]) == "yes"
+    leaves = strings(values["returns"]) == "yes"
+    enters = strings(values["revisit"]) == "yes"
     age = np.array([schema.AGES.index(a) for a in values["age"].categories])[values["age"].codes]
     older = np.minimum(age + (rng.random(rows) < _AGE_STEP), len(schema.AGES) - 1)
     stays = np.minimum(_numbers(values["number_inpatient"]), 98)
-    who = _keys(values, ("race", "gender"))[0] * 1000
+    who = combine(values, ("race", "gender"))[0] * 1000
     before = np.full(rows, -1)
     for weight, patience in ((1, 1), (0, 1), (0, 0)):
         old, new = np.flatnonzero(leaves), np.flatnonzero(enters)
@@ -441,70 +380,3 @@ def _match(
 
 def _numbers(column: pd.Categorical) -> np.ndarray:
     return np.array([int(v) for v in column.categories])[column.codes]
-
-
-# --- profiling -----------------------------------------------------------------------------------
-
-
-def _observed(raw: pd.DataFrame) -> Values:
-    order = raw[schema.ENCOUNTER_ID].astype("int64").to_numpy().argsort(kind="stable")
-    raw = raw[list(schema.COLUMNS)].iloc[order].reset_index(drop=True)
-    rows = len(raw)
-    values: Values = {"tenth": pd.Categorical(_tenth(rows).astype(str))}
-    for column in schema.COLUMNS[len(schema.IDENTIFIERS) :]:
-        _add(values, column, pd.Categorical(raw[column]))
-    for column in schema.DIAGNOSES:
-        values[f"{column}_group"] = _relabel(values[column], _chapter)
-    regimen = np.full(rows, "", dtype=object)
-    for drug in _ORAL:
-        regimen += np.where(raw[drug] == "No", "", f"{drug}=" + raw[drug] + ";")
-    values["regimen"] = pd.Categorical(regimen)
-    visits = pd.Series(np.arange(rows)).groupby(raw[schema.PATIENT].to_numpy())
-    gap = -visits.diff(-1)
-    values["revisit"] = pd.Categorical(np.where(visits.cumcount() > 0, "yes", "no"))
-    values["returns"] = pd.Categorical(np.where(gap.notna(), "yes", "no"))
-    values["wait"] = pd.Categorical((gap.fillna(0) * 100 // rows).astype(int).astype(str))
-    return values
-
-
-def _table(step: Step, values: Values) -> dict[str, Any]:
-    column = values[step.column]
-    sizes = np.bincount(column.codes, minlength=len(column.categories))
-    order = np.argsort(-sizes, kind="stable")
-    order = order[sizes[order] >= UNIT]
-    joints = [step.parents[:depth] for depth in range(len(step.parents) + 1)]
-    rows = {}
-    for parents in dict.fromkeys((*joints, ("tenth",), *((tilt,) for tilt in step.tilts))):
-        codes, keys = _keys(values, parents)
-        joint = codes * len(sizes) + column.codes
-        counts = np.bincount(joint, minlength=len(keys) * len(sizes)).reshape(len(keys), -1)
-        kept = counts[:, order] * (counts[:, order] >= UNIT)
-        stored = np.column_stack([counts.sum(axis=1) - kept.sum(axis=1), kept])
-        units = [np.trim_zeros(row, "b").tolist() for row in _units(stored)]
-        rows["|".join(parents)] = {k: u for k, u in zip(keys, units, strict=True) if len(u) > 1}
-    return {"levels": [str(column.categories[i]) for i in order], "rows": rows}
-
-
-def _units(counts: np.ndarray) -> np.ndarray:
-    return np.where(counts < UNIT, 0, np.rint(counts / UNIT)).astype(int)
-
-
-def _fit(
-    values: Values, positive: np.ndarray, among: np.ndarray, chosen: tuple[tuple[str, ...], ...]
-) -> dict[str, Any]:
-    from scipy import sparse
-    from sklearn.linear_model import LogisticRegression
-
-    blocks, names = [], []
-    for term in chosen:
-        codes, keys = _keys(values, term)
-        units = _units(np.bincount(codes[among], minlength=len(keys)))
-        kept = np.flatnonzero(units >= _TERM_UNITS)
-        blocks.append(sparse.csr_array(codes[among, None] == kept, dtype=float))
-        names += [("*".join(term), keys[i], int(units[i])) for i in kept]
-    model = LogisticRegression(C=_REGULARISATION, max_iter=300)
-    model.fit(sparse.hstack(blocks, format="csr"), positive[among])
-    terms: dict[str, dict[str, list[float]]] = {}
-    for (name, level, size), coefficient in zip(names, model.coef_[0], strict=True):
-        terms.setdefault(name, {})[level] = [round(float(coefficient), 2), size]
-    return {"intercept": round(float(model.intercept_[0]), 2), "terms": terms}

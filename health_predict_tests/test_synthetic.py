@@ -1,11 +1,9 @@
 """The synthetic cohort keeps the published schema, its marginals, its drift and its difficulty."""
 
 import json
-import os
 import zipfile
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from health_predict import schema, synthetic
+from health_predict import schema, synthetic, synthetic_profile
+from health_predict_tests.conftest import archive_path
 
 ROWS = 30_000
 DRIFTING = {
@@ -39,10 +38,7 @@ def drawn(rows: int = ROWS, seed: int = 0) -> pd.DataFrame:
 
 @cache
 def published() -> pd.DataFrame:
-    default = Path(__file__).parents[2] / "shared" / "data" / "diabetes_130_us_hospitals.zip"
-    path = Path(os.environ.get("HEALTH_PREDICT_TEST_DATA", default))
-    if not path.exists():
-        pytest.skip(f"the published archive is not at {path}; set HEALTH_PREDICT_TEST_DATA")
+    path = archive_path()
     if path.suffix != ".zip":
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     with zipfile.ZipFile(path) as archive, archive.open("diabetic_data.csv") as table:
@@ -205,7 +201,7 @@ def test_a_logistic_regression_ranks_later_rows_as_well_as_on_published_data():
 
 
 def test_the_unit_of_the_profile_is_eleven_encounters():
-    assert synthetic.load_profile()["unit"] == synthetic.UNIT >= 11
+    assert synthetic.load_profile()["unit"] == synthetic_profile.UNIT >= 11
 
 
 def test_every_stored_count_is_a_whole_number_of_units():
@@ -240,7 +236,7 @@ def test_the_profile_holds_no_identifier():
         for units in rows.values()
         for u in units
     )
-    assert largest * synthetic.UNIT <= 110_000
+    assert largest * synthetic_profile.UNIT <= 110_000
     assert not any(name in text for name in schema.IDENTIFIERS)
 
 
@@ -249,7 +245,7 @@ def test_a_level_of_ten_encounters_is_suppressed_and_one_of_eleven_is_kept():
     frame.loc[frame["race"].isin(["Few", "Enough"]), "race"] = "?"
     frame.loc[frame.index[:10], "race"] = "Few"
     frame.loc[frame.index[10:21], "race"] = "Enough"
-    race = synthetic.profile_of(frame)["tables"]["race"]
+    race = synthetic_profile.profile_of(frame)["tables"]["race"]
     assert "Few" not in race["levels"]
     assert "Enough" in race["levels"]
 
@@ -257,21 +253,21 @@ def test_a_level_of_ten_encounters_is_suppressed_and_one_of_eleven_is_kept():
 def test_a_profile_is_written_as_it_is_computed_and_does_not_depend_on_row_order(tmp_path):
     frame = drawn(10_000)
     path = tmp_path / "profile.json"
-    synthetic.write_profile(frame.sample(frac=1, random_state=0), path)
+    synthetic_profile.write_profile(frame.sample(frac=1, random_state=0), path)
     stored = json.loads(path.read_text("utf-8"))
-    assert stored == synthetic.profile_of(frame)
+    assert stored == synthetic_profile.profile_of(frame)
     assert max(map(len, path.read_text("utf-8").splitlines())) < 10_000
 
 
 def test_a_profile_without_a_published_column_is_refused():
     with pytest.raises(KeyError, match="insulin"):
-        synthetic.profile_of(drawn(10_000).drop(columns="insulin"))
+        synthetic_profile.profile_of(drawn(10_000).drop(columns="insulin"))
 
 
 def test_the_outcome_model_alone_ranks_better_than_any_model_fitted_early():
-    values = synthetic._observed(drawn())
+    values = synthetic_profile._observed(drawn())
     chance = expit(synthetic._logit(synthetic.load_profile()["models"]["any"], values))
-    label = synthetic._strings(values[schema.OUTCOME]) != "NO"
+    label = synthetic.strings(values[schema.OUTCOME]) != "NO"
     assert roc_auc_score(label, chance) > later_auc(drawn())
     assert abs(chance.mean() - label.mean()) < 0.02
 
