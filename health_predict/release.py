@@ -6,6 +6,7 @@ model deserves to be served: that is `evaluation`.
 """
 
 import hashlib
+import http.client
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from health_predict import supervisor
+from health_predict.backend import HOST, READY_SECONDS
 from health_predict.scorer import compile_pipeline
 from health_predict.supervisor import Wanted
 
@@ -77,7 +79,7 @@ class Deployment:
         version: the model version that answers now.
         wanted: the version that was to be rolled out.
         url: where it answers.
-        rolled_back: whether the previous version had to be brought back.
+        rolled_back: whether the wanted version was refused or had to make way again.
         sentence: what happened, in words.
         seconds: from the request to the verified answer.
     """
@@ -123,9 +125,11 @@ def build_bento(
     """
     bentoml = _bentoml(bentoml_home)
     tag = f"{NAME}:{version}"
-    for kept in (bentoml.bentos, bentoml.models):  # left by an attempt that did not end well
-        if any(str(found.tag) == tag for found in kept.list()):
-            kept.delete(tag)
+    for kept in ("bentos", "models"):
+        # Of an attempt that did not end well, perhaps incomplete: BentoML could not even list it.
+        left = bentoml_home / kept / NAME / version
+        if left.exists():
+            shutil.rmtree(left)
     with bentoml.models.create(tag) as model:
         compile_pipeline(pipeline, facts, Path(model.path))
     with tempfile.TemporaryDirectory() as context:
@@ -195,7 +199,7 @@ class LocalPlatform:
     @property
     def url(self) -> str:
         """Where the service answers."""
-        return f"http://{supervisor.HOST}:{self.port}"
+        return f"http://{HOST}:{self.port}"
 
     def containerise(self, bento: Bento) -> Image:
         """Returns the Bento under its digest: locally it is the image itself."""
@@ -211,8 +215,15 @@ class LocalPlatform:
         """
         began = time.monotonic()
         previous = supervisor.wanted(self.folder)
-        target = Wanted(image.reference.split("@")[0], image.version)
-        problem = self._problem(image, target, golden, say)
+        target = Wanted(image.reference.split("@")[0], image.version, image.digest)
+        changed = self._changed(target)
+        if changed:
+            served = self.served_version()
+            words = f"Refused: version {target.version} {changed}; {_answers(served)}."
+            return Deployment(
+                served, target.version, self.url, True, words, time.monotonic() - began
+            )
+        problem = self._problem(target, golden, say)
         if not problem:
             words = f"Version {target.version} answers at {self.url}, {len(golden)} rows verified."
             return Deployment(
@@ -220,19 +231,17 @@ class LocalPlatform:
             )
         say(f"Rolling back: {problem}")
         served = self._restore(previous, target, say)
-        back = f"version {served} answers again" if served else "nothing is served"
-        words = f"Rolled back: version {target.version} {problem}; {back}."
+        words = f"Rolled back: version {target.version} {problem}; {_answers(served)}."
         return Deployment(served, target.version, self.url, True, words, time.monotonic() - began)
 
     def served_version(self) -> str | None:
         """Returns the version that answers now, None if nothing answers."""
         try:
             return str(_get(f"{self.url}/model-info")["version"])
-        except OSError:
+        except _NOT_AN_ANSWER:
             return None
 
-    def _problem(self, image: Image, target: Wanted, golden: Sequence[GoldenRow], say: Say) -> str:
-        """Rolls out and verifies; returns what is wrong, an empty string if nothing is."""
+    def _changed(self, target: Wanted) -> str:
         name, version = target.tag.split(":")
         found, _ = _digest(
             [
@@ -240,49 +249,75 @@ class LocalPlatform:
                 self.bentoml_home / "models" / name / version,
             ]
         )
-        if found != image.digest:
-            return f"has digest {found[:12]} in the store, not {image.digest[:12]} as it was built"
-        self._serve(target, say)
+        if found == target.digest:
+            return ""
+        return (
+            f"has digest {found[:12]} in the store, not {target.digest[:12]} as it was built: "
+            "build the Bento again"
+        )
+
+    def _problem(self, target: Wanted, golden: Sequence[GoldenRow], say: Say) -> str:
+        """Rolls out and verifies; returns what is wrong, an empty string if nothing is."""
         try:
+            self._serve(target, say)
             status = self._await(target, say)
-        except TimeoutError as error:
-            return str(error)
+        except (TimeoutError, ReleaseError) as error:
+            return f"was not started: {error}"
         if status.state == "failed":
             return f"did not start: {status.message}"
         return verify(self.url, target.version, golden)
 
     def _serve(self, target: Wanted, say: Say) -> None:
         supervisor.want(self.folder, target)
-        if supervisor.status(self.folder) is None:
-            say(f"Starting the supervisor on port {self.port}.")
-            subprocess.Popen(
+        if supervisor.status(self.folder) is not None:
+            return
+        say(f"Starting the supervisor on port {self.port}.")
+        path = self.folder / "supervisor.log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "health_predict.supervisor"),
                     *(str(self.folder), str(self.port), str(self.bentoml_home)),
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
             )
+        while supervisor.status(self.folder) is None:
+            if process.poll() is not None:
+                raise ReleaseError(path.read_text(errors="replace").strip())
+            time.sleep(0.1)
 
-    def _await(self, target: Wanted, say: Say) -> supervisor.Status:
+    def _await(self, target: Wanted | None, say: Say) -> supervisor.Status:
+        name = f"version {target.version}" if target else "nothing"
         return supervisor.await_version(
             self.folder,
             target,
-            seconds=2 * supervisor.READY_SECONDS,
-            tell=lambda status: say(f"Local platform: {status.state} version {target.version}."),
+            seconds=2 * READY_SECONDS,
+            tell=lambda status: say(f"Local platform: {status.state}, {name} is wanted."),
         )
 
     def _restore(self, previous: Wanted | None, failed: Wanted, say: Say) -> str | None:
-        if previous is None or previous == failed:
+        """Serves what was served before; returns the version that answers then."""
+        if previous == failed:
             return self.served_version()
-        self._serve(previous, say)
+        overwritten = previous is not None and previous.tag == failed.tag
+        target = None if overwritten else previous
         try:
-            self._await(previous, say)
-        except TimeoutError as error:
+            if target:
+                self._serve(target, say)
+            else:  # an unverified model does not stay because there is no other one
+                supervisor.want(self.folder, None)
+            if target or supervisor.status(self.folder):
+                self._await(target, say)
+        except (TimeoutError, ReleaseError) as error:
             say(str(error))
-        return self.served_version()
+        return self.served_version() if target else None
+
+
+def _answers(version: str | None) -> str:
+    return f"version {version} answers" if version else "nothing is served"
 
 
 @dataclass(frozen=True)
@@ -326,14 +361,18 @@ def verify(url: str, version: str, golden: Sequence[GoldenRow]) -> str:
         if answered != version:
             return f"was rolled out, but version {answered} answers at {url}"
         for number, row in enumerate(golden):
-            served = _post(f"{url}/predict", row.encounter)["probability_score"]
-            if abs(served - row.score) > TOLERANCE:
+            served = post(f"{url}/predict", row.encounter)["probability_score"]
+            if not abs(served - row.score) <= TOLERANCE:  # also where it is not a number
                 return f"scores golden row {number} as {served:.7f}, the pipeline {row.score:.7f}"
     except urllib.error.HTTPError as error:
         return f"answers {error.code} at {error.url}: {error.read(500).decode(errors='replace')}"
-    except OSError as error:
-        return f"does not answer at {url}: {error}"
+    except _NOT_AN_ANSWER as error:
+        return f"does not answer at {url} as the service does: {error!r}"
     return ""
+
+
+_NOT_AN_ANSWER = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
+"""What it may come to when something else listens on the port, or nothing."""
 
 
 def _get(url: str) -> Any:
@@ -341,7 +380,8 @@ def _get(url: str) -> Any:
         return json.load(response)
 
 
-def _post(url: str, body: Mapping[str, Any]) -> Any:
+def post(url: str, body: Mapping[str, Any]) -> Any:
+    """Returns the JSON answer to a JSON body."""
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"content-type": "application/json"}
     )
