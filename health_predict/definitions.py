@@ -13,7 +13,7 @@ from health_predict.settings import Settings, silence_telemetry
 def defs() -> dg.Definitions:
     """Returns the definitions for the settings of the environment."""
     silence_telemetry()
-    return assemble(Settings())
+    return assemble(Settings.of_state())
 
 
 def assemble(settings: Settings) -> dg.Definitions:

@@ -81,6 +81,16 @@ def read(data: str, *, rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
     return _parse(table, data), Source(data, digest, synthetic=False)
 
 
+def require(data: str) -> None:
+    """Raises `DataError` if the setting names a file of this machine that is not there."""
+    path = Path(data).expanduser()
+    if data not in ("synthetic", "uci") and "://" not in data and not path.is_file():
+        raise DataError(
+            f"no file at {str(path)!r}: set HEALTH_PREDICT_DATA (make: DATA=...) to "
+            "'synthetic', 'uci', a path to the csv or zip, or an s3:// or https:// address"
+        )
+
+
 def _read_synthetic(rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
     import pandas as pd
 
@@ -97,29 +107,24 @@ def _fetch(location: str) -> bytes:
     if "://" in location:
         from pyarrow import fs
 
-        filesystem, path = fs.FileSystem.from_uri(location)
         try:
+            filesystem, path = fs.FileSystem.from_uri(location)
             with filesystem.open_input_stream(path) as stream:
                 return stream.read()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"cannot read {location}: {error}") from error
-    path = Path(location).expanduser()
-    if not path.is_file():
-        raise DataError(
-            f"no file at {str(path)!r}: set HEALTH_PREDICT_DATA (make: DATA=...) to "
-            "'synthetic', 'uci', a path to the csv or zip, or an s3:// or https:// address"
-        )
-    return path.read_bytes()
+    require(location)
+    return Path(location).expanduser().read_bytes()
 
 
 def _download(url: str) -> bytes:
-    import urllib.error
+    import http.client
     import urllib.request
 
     from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
     @retry(
-        retry=retry_if_exception_type((urllib.error.URLError, TimeoutError)),
+        retry=retry_if_exception_type((OSError, http.client.HTTPException)),
         stop=stop_after_attempt(4),
         wait=wait_exponential(max=20),
         reraise=True,
@@ -131,7 +136,7 @@ def _download(url: str) -> bytes:
 
     try:
         return get()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"cannot download {url}: {error}; download it by hand and give its path instead"
         ) from error
@@ -147,7 +152,12 @@ def _unpack(content: bytes, location: str) -> bytes:
                 f"the archive {location!r} holds {archive.namelist()} and no {TABLE}: "
                 "give the archive as UCI publishes it"
             )
-        return archive.read(members[0])
+        try:
+            return archive.read(members[0])
+        except zipfile.BadZipFile as error:
+            raise DataError(
+                f"the archive {location!r} is damaged: {error}; fetch it again"
+            ) from error
 
 
 def _parse(table: bytes, location: str) -> "pd.DataFrame":
@@ -208,6 +218,8 @@ def apply_contract(raw: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame]":
     return accepted.astype(widths), quarantined.reset_index(drop=True)
 
 
+# Above it a column of doubles, which one broken number makes of a column, confuses neighbours.
+_LARGEST_IDENTIFIER = 2**53
 _WHOLE_NUMBERS = (*schema.IDENTIFIERS, *schema.CODES, *schema.COUNTS)
 
 
@@ -215,11 +227,12 @@ def _contract() -> "pa.DataFrameSchema":
     import pandera.pandas as pa
 
     whole = pa.Check(lambda s: s % 1 == 0, name="is a whole number")
+    identifier = pa.Check.in_range(1, _LARGEST_IDENTIFIER)
     columns = {
         schema.ENCOUNTER_ID: pa.Column(
-            checks=[whole, pa.Check.ge(1)], unique=True, report_duplicates="exclude_first"
+            checks=[whole, identifier], unique=True, report_duplicates="exclude_first"
         ),
-        schema.PATIENT: pa.Column(checks=[whole, pa.Check.ge(1)]),
+        schema.PATIENT: pa.Column(checks=[whole, identifier]),
         schema.OUTCOME: pa.Column(str, pa.Check.isin(schema.OUTCOMES)),
         **{c: pa.Column(checks=[whole, pa.Check.in_range(1, 999)]) for c in schema.CODES},
         **{c: pa.Column(checks=[whole, pa.Check.in_range(*r)]) for c, r in schema.COUNTS.items()},
@@ -238,13 +251,15 @@ def _reason(failure: Any, row: "pd.Series") -> str:
     column = failure.column
     if column in schema.IDENTIFIERS:  # an identifier's value is never repeated
         repeated = "unique" in str(failure.check)
-        return f"{column}: {'seen before' if repeated else 'not a positive whole number'}"
+        return f"{column}: {'seen before' if repeated else 'not a whole number from 1 to 2^53'}"
     value = row[column]
     if column in schema.COUNTS:
         low, high = schema.COUNTS[column]
         return f"{column}: {value!r} is not a whole number from {low} to {high}"
     if column in schema.CODES:
         return f"{column}: {value!r} is not a whole number from 1 to 999"
+    if column in schema.OPEN and not isinstance(value, str):
+        return f"{column}: no text"
     if column in schema.OPEN:
         return f"{column}: a text of {len(value)} characters, allowed are 1 to 80"
     allowed = schema.OUTCOMES if column == schema.OUTCOME else schema.CLOSED[column]
@@ -254,9 +269,10 @@ def _reason(failure: Any, row: "pd.Series") -> str:
 def cohort(accepted: "pd.DataFrame", label: LabelName) -> "pd.DataFrame":
     """Returns the encounters a readmission can follow, with the 0/1 column `label`.
 
-    Discharges to hospice and deaths are left out. Order is kept; the index is renewed.
+    Discharges to hospice and deaths are left out. Rows come in encounter order, which the
+    published file keeps only roughly; the index is renewed.
     """
     inside = ~accepted["discharge_disposition_id"].isin(schema.DEATH_OR_HOSPICE)
-    frame = accepted[inside].reset_index(drop=True)
+    frame = accepted[inside].sort_values(schema.ENCOUNTER_ID, ignore_index=True)
     positive = frame[schema.OUTCOME].isin(schema.POSITIVE_OUTCOMES[label])
     return frame.assign(**{schema.LABEL: positive.astype("int8")})

@@ -4,6 +4,7 @@ Read when definitions are assembled or a command starts, never at import. What a
 said where it is used.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +24,9 @@ SILENCED = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Environment that keeps the dependencies from calling home; Dagster's is in dagster.yaml."""
+
+
+_KEPT = "settings.json"
 
 
 def silence_telemetry() -> None:
@@ -52,8 +56,9 @@ class Settings(BaseSettings):
     batches_per_tick: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Batches that arrive at a time."
     )
-    most_batches: Annotated[int, Field(ge=1)] = Field(
-        default=100_000, description="Batches after which arrival stops; the demo sets it."
+    batches: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Batches the future is cut into, in place of `batch_rows`; 0: as many as fit.",
     )
     label_delay: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Seconds from arrival until a batch's outcomes are known."
@@ -76,6 +81,22 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field(
         default="", description="MLflow server; empty: SQLite and files under `var`."
     )
+
+    @classmethod
+    def of_state(cls) -> "Settings":
+        """Returns the settings that the state in `var` was made with; the environment outranks.
+
+        Without them, Dagit opened after a demo on real data would read synthetic ones.
+        """
+        path = cls().var / _KEPT
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        free = {k: v for k, v in kept.items() if f"HEALTH_PREDICT_{k.upper()}" not in os.environ}
+        return cls(**free)
+
+    def keep(self) -> None:
+        """Writes the settings beside the state that is made with them."""
+        self.var.mkdir(parents=True, exist_ok=True)
+        (self.var / _KEPT).write_text(self.model_dump_json(indent=1))
 
     @property
     def store(self) -> Path:

@@ -174,7 +174,8 @@ def log_model(
     )
     with tempfile.TemporaryDirectory() as folder:
         beside = Path(folder) / "preprocessor"
-        mlflow.sklearn.save_model(pipeline.named_steps["preprocess"], beside, **kept)
+        preprocessor = pipeline.named_steps["preprocess"]
+        mlflow.sklearn.save_model(preprocessor, beside, pyfunc_predict_fn="transform", **kept)
         mlflow.log_artifacts(str(beside), "preprocessor")
         frame = Path(folder) / Path(_REFERENCE).name
         reference.to_parquet(frame)

@@ -62,6 +62,31 @@ def _log(context: Any, decision: Decision) -> None:
     (context.log.error if decision.alert else context.log.info)(decision.sentence)
 
 
+def retrain_decision(instance: dg.DagsterInstance, settled: int) -> Decision:
+    """Returns what the facts newer than event id `settled` call for: a training, or none."""
+    if latest(instance, "registered_model") is None:
+        return decide_bootstrap(runs(instance, "bootstrap"))
+    alarms = [
+        *events(instance, "drift_report", settled),
+        *events(instance, "batch_performance", settled),
+    ]
+    return decide_retrain(
+        sorted(alarms, key=lambda event: event.id),
+        runs(instance, "retrain"),
+        list(in_progress(runs(instance, "ingest_batch"))),
+        time.time(),
+    )
+
+
+def deploy_decision(instance: dg.DagsterInstance) -> Decision:
+    """Returns what the newest promotion calls for: a roll-out, or none."""
+    return decide_deploy(
+        latest(instance, "registered_model"),
+        latest(instance, "readmission_deployment"),
+        runs(instance, "deploy"),
+    )
+
+
 def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
     """Returns the schedules and the sensors, their cadence as the settings say."""
 
@@ -79,7 +104,6 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
             int(future.metadata["batches"]) if future else None,
             latest(instance, "registered_model") is not None,
             settings.batches_per_tick,
-            settings.most_batches,
         )
         _log(context, decision)
         if not fresh:
@@ -94,22 +118,8 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
         description="Trains the first champion, and again on drift or broken calibration.",
     )
     def retrain_on_drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        instance = context.instance
-        if latest(instance, "registered_model") is None:
-            decision = decide_bootstrap(runs(instance, "bootstrap"))
-            _log(context, decision)
-            return _answer(decision, context.cursor)
         settled = int(context.cursor or 0)
-        alarms = [
-            *events(instance, "drift_report", settled),
-            *events(instance, "batch_performance", settled),
-        ]
-        decision = decide_retrain(
-            sorted(alarms, key=lambda event: event.id),
-            runs(instance, "retrain"),
-            list(in_progress(runs(instance, "ingest_batch"))),
-            time.time(),
-        )
+        decision = retrain_decision(context.instance, settled)
         _log(context, decision)
         return _answer(decision, str(decision.settled or settled))
 
@@ -120,12 +130,7 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
         description="Rolls a promoted model out.",
     )
     def deploy_on_promotion(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        instance = context.instance
-        decision = decide_deploy(
-            latest(instance, "registered_model"),
-            latest(instance, "readmission_deployment"),
-            runs(instance, "deploy"),
-        )
+        decision = deploy_decision(context.instance)
         _log(context, decision)
         return _answer(decision)
 

@@ -142,7 +142,7 @@ def initial(encounters: pd.DataFrame) -> dg.MaterializeResult[pd.DataFrame]:
 def future(encounters: pd.DataFrame, arrival: Arrival) -> dg.MaterializeResult[pd.DataFrame]:
     """The other 80 %: encounters that have not happened yet, from which batches arrive."""
     frame = splits.future(encounters)
-    count = splits.batch_count(len(frame), arrival.batch_rows)
+    count = splits.batch_count(len(frame), arrival.rows_a_batch(len(frame)))
     return dg.MaterializeResult(value=frame, metadata={**_table_facts(frame), "batches": count})
 
 
@@ -151,7 +151,8 @@ def future_batch(
     context: dg.AssetExecutionContext, future: pd.DataFrame, arrival: Arrival
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """One arriving batch of encounters, in encounter order."""
-    frame = splits.batch(future, batch_number(context.partition_key), arrival.batch_rows)
+    rows = arrival.rows_a_batch(len(future))
+    frame = splits.batch(future, batch_number(context.partition_key), rows)
     return dg.MaterializeResult(value=frame, metadata=_table_facts(frame))
 
 

@@ -93,7 +93,7 @@ def decide_retrain(
         ingesting: runs of `ingest_batch` that have not ended.
         now: epoch seconds.
     """
-    pending = [alarm for alarm in alarms if _alarming(alarm) and not _handled(alarm, runs)]
+    pending = [alarm for alarm in alarms if is_alarming(alarm) and not is_handled(alarm, runs)]
     running = [run for run in runs if run.state == "running"]
     if not pending:
         newest = max((alarm.id for alarm in alarms), default=None)
@@ -117,14 +117,18 @@ def decide_retrain(
     )
 
 
-def _alarming(event: Event) -> bool:
+def is_alarming(event: Event) -> bool:
+    """Returns whether a drift report or a performance calls for a retraining."""
     if event.asset == "drift_report":
         return bool(event.metadata.get("drifted"))
     return event.metadata.get("within_bounds") is False
 
 
-def _handled(alarm: Event, runs: Sequence[Run]) -> bool:
-    """A retraining that ended well answers its trigger, all before it, and all it learned from."""
+def is_handled(alarm: Event, runs: Sequence[Run]) -> bool:
+    """Returns whether one of the retrainings answers an alarm.
+
+    One that ended well answers its trigger, all alarms before it, and all batches it learned from.
+    """
     return any(
         run.state == "succeeded"
         and (
@@ -150,7 +154,7 @@ def _why(event: Event) -> str:
 def _calm(alarms: Sequence[Event]) -> str:
     if not alarms:
         return "Nothing new was reported."
-    if any(_alarming(alarm) for alarm in alarms):
+    if any(is_alarming(alarm) for alarm in alarms):
         return f"{_batches(alarms)}: answered by a retraining."
     return f"{_batches(alarms)}: nothing that calls for a retraining. {_why(alarms[-1])}"
 
@@ -194,7 +198,7 @@ def _why_deployed(deployed: Event) -> str:
 
 
 def decide_arrival(
-    known: Sequence[str], available: int | None, served: bool, at_a_time: int, most: int
+    known: Sequence[str], available: int | None, served: bool, at_a_time: int
 ) -> tuple[Decision, tuple[str, ...]]:
     """Decides which batches arrive at a tick.
 
@@ -203,7 +207,6 @@ def decide_arrival(
         available: batches the future holds; None before it was materialised.
         served: whether there is a champion to score them.
         at_a_time: how many arrive at a tick.
-        most: after how many arrival stops.
 
     Returns:
         The decision, and the partitions to add.
@@ -211,12 +214,12 @@ def decide_arrival(
     if available is None or not served:
         return Decision("No batch arrives before the first champion is there to score it."), ()
     arrived = max(map(batch_number, known), default=0)
-    end = min(available, most)
-    if arrived >= end:
+    if arrived >= available:
         return Decision(f"The future is over: all {arrived} batches have arrived."), ()
-    fresh = tuple(batch_key(n) for n in range(arrived + 1, min(arrived + at_a_time, end) + 1))
+    newest = min(arrived + at_a_time, available)
+    fresh = tuple(batch_key(n) for n in range(arrived + 1, newest + 1))
     decision = Decision(
-        f"{', '.join(fresh)} of {end} arrive.",
+        f"{', '.join(fresh)} of {available} arrive.",
         tuple(Request("ingest_batch", partition=key) for key in fresh),
     )
     return decision, fresh

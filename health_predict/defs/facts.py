@@ -89,6 +89,12 @@ def events(instance: dg.DagsterInstance, asset: str, after: int = 0) -> list[Eve
         cursor = page.cursor
 
 
+def observations(instance: dg.DagsterInstance, asset: str) -> list[Event]:
+    """Returns the observations of an asset, oldest first: here, the challengers refused."""
+    page = instance.fetch_observations(dg.AssetKey(asset), limit=_PAGE, ascending=True)
+    return [_event(record) for record in page.records]
+
+
 def latest(instance: dg.DagsterInstance, asset: str) -> Event | None:
     """Returns the newest materialisation of an asset, None if there is none."""
     page = instance.fetch_materializations(dg.AssetKey(asset), limit=1)
@@ -96,17 +102,17 @@ def latest(instance: dg.DagsterInstance, asset: str) -> Event | None:
 
 
 def _event(record: dg.EventLogRecord) -> Event:
-    materialization = record.asset_materialization
-    assert materialization is not None  # the filter asks for nothing else
+    recorded = record.asset_event
+    assert recorded is not None  # both callers ask for events of assets only
     return Event(
         id=record.storage_id,
-        asset=materialization.asset_key.to_user_string(),
-        partition=materialization.partition,
+        asset=recorded.asset_key.to_user_string(),
+        partition=recorded.partition,
         run_id=record.run_id,
         timestamp=record.timestamp,
         metadata={
             key: value.value
-            for key, value in materialization.metadata.items()
+            for key, value in recorded.metadata.items()
             if isinstance(value.value, str | int | float | bool)
         },
     )

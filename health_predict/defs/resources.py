@@ -36,7 +36,12 @@ class Arrival(dg.ConfigurableResource):
     """How batches arrive and when their outcomes are known."""
 
     batch_rows: int
+    batches: int
     label_delay_seconds: float
+
+    def rows_a_batch(self, future_rows: int) -> int:
+        """Returns the size of a batch: as set, or the future in so many equal parts."""
+        return max(1, future_rows // self.batches) if self.batches else self.batch_rows
 
     def matured(self, arrived_at: float) -> bool:
         """Returns whether the outcomes of a batch that arrived then (epoch seconds) are known."""
@@ -119,7 +124,9 @@ def resources(settings: Settings) -> dict[str, Any]:
             data=settings.data, rows=settings.rows, label=settings.label, seed=settings.seed
         ),
         "arrival": Arrival(
-            batch_rows=settings.batch_rows, label_delay_seconds=settings.label_delay
+            batch_rows=settings.batch_rows,
+            batches=settings.batches,
+            label_delay_seconds=settings.label_delay,
         ),
         "budget": SearchBudget(
             trials=settings.trials, workers=settings.workers, seed=settings.seed

@@ -1,0 +1,66 @@
+# The two commands are `make demo` and `make test`; both need Python 3.11 or 3.12, make and a
+# package index, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+DATA ?= synthetic
+BATCHES ?= 6
+ROWS ?= 30000
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo dev serve test lint bench lock clean
+
+help:  ## List the targets.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# The lock holds every package that is needed, so nothing is left to resolve. Byte code is made
+# of what is used only: compiling all of it would add 450 MB.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	  { echo "health_predict needs Python 3.11 or 3.12; '$(PYTHON)' is $$($(PYTHON) -V). \
+	  Name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+	  --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+install: $(READY)  ## Make .venv from the lock file.
+
+demo: $(READY)  ## Turn the whole loop once: DATA=synthetic|uci|path|s3://... BATCHES=6 ROWS=30000
+	$(BIN)/health-predict loop --data "$(DATA)" --batches $(BATCHES) --rows $(ROWS)
+
+dev: $(READY)  ## Dagit, daemon, MLflow UI and service on the same state.
+	$(BIN)/health-predict dev
+
+serve: $(READY)  ## The champion behind POST /predict, in the foreground.
+	$(BIN)/health-predict serve
+
+test: $(READY)  ## All tests; TESTS="-k drift" for some.
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(READY)  ## Style, types, definitions.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/dg check defs
+
+bench: $(READY)  ## Where the seconds go from drift to the new version serving: var/bench/loop.json
+	$(BIN)/python -m benchmarks.loop
+
+# Needs uv, which only whoever changes the dependencies has to have.
+lock:  ## Make both lock files anew from pyproject.toml.
+	uv pip compile pyproject.toml --extra platform --group dev --universal --python-version 3.11 \
+	  --fork-strategy fewest --no-emit-index-url --no-annotate --no-header --generate-hashes \
+	  --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
+	  --no-emit-index-url --no-annotate --no-header --generate-hashes --quiet \
+	  --constraint requirements.lock --output-file requirements-serving.lock
+
+clean:  ## Remove everything that was made: state, environment, caches.
+	rm -rf var $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

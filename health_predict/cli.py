@@ -1,0 +1,157 @@
+"""`health-predict`: the loop, its state and its service from a terminal. Thin: no logic of its own.
+
+Settings come from the environment (`HEALTH_PREDICT_...`); options that many want to change are
+flags too.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from health_predict.settings import Settings, silence_telemetry
+
+
+def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Shows an expected error as its message instead of a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from pydantic import ValidationError
+
+        from health_predict.encounters import DataError
+        from health_predict.loop import LoopError
+        from health_predict.processes import ProcessError
+
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; everything that was started is stopped.", err=True)
+            sys.exit(130)
+        except ValidationError as error:
+            words = "\n".join(
+                f"HEALTH_PREDICT_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()
+            )
+            raise click.ClickException(words) from None
+        except (DataError, LoopError, ProcessError, OSError) as error:
+            raise click.ClickException(str(error)) from None
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Hospital readmission risk that keeps itself fresh."""
+    silence_telemetry()
+
+
+@main.command()
+@click.option("--data", help="synthetic, uci, a path to the csv or zip, https:// or s3://.")
+@click.option("--rows", type=click.IntRange(2000), help="Rows of the synthetic cohort.")
+@click.option("--batches", type=click.IntRange(1), default=6, show_default=True)
+@click.option("--at-a-time", type=click.IntRange(1), default=2, help="Batches a minute.")
+@click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds.")
+@_plainly
+def loop(data: str | None, rows: int | None, batches: int, at_a_time: int, timeout: float) -> None:
+    """Turns the whole loop once and shows what it did. State of an earlier loop is removed."""
+    from health_predict import loop as loops
+    from health_predict.encounters import require
+    from health_predict.page import write_page
+    from health_predict.terminal import Progress, show
+
+    given = {"data": _absolute(data), "rows": rows}
+    settings = Settings(
+        batches=batches, cadence="* * * * *", batches_per_tick=at_a_time, sensor_interval=3
+    ).model_copy(update={name: value for name, value in given.items() if value is not None})
+    require(settings.data)
+    with Progress() as progress:
+        if loops.begin_afresh(settings):
+            progress("state", f"The state of an earlier loop in {settings.var} was removed.")
+        told = loops.turn(settings, progress, timeout=timeout)
+    page = write_page(told, settings)
+    show(told, settings, page)
+    shortfalls = told.shortfalls(batches)
+    if shortfalls:
+        raise click.ClickException("the loop did not turn: " + "; ".join(shortfalls))
+
+
+def _absolute(data: str | None) -> str | None:
+    """The daemon runs elsewhere: a path is meant from here."""
+    return str(Path(data).absolute()) if data and Path(data).exists() else data
+
+
+@main.command()
+@click.option("--port", default=3000, show_default=True, help="Port of Dagit.")
+@click.option("--mlflow-port", default=5000, show_default=True, help="Port of MLflow's UI.")
+@_plainly
+def dev(port: int, mlflow_port: int) -> None:
+    """Runs Dagit, the daemon, MLflow's UI and the service on the same state."""
+    from health_predict import processes
+
+    settings = Settings.of_state()
+    with processes.processes(settings) as group:
+        group.start("supervisor", processes.supervisor_command(settings))
+        group.start("daemon", processes.daemon_command())
+        group.start("dagit", processes.webserver_command(port))
+        group.start("mlflow", processes.mlflow_command(settings, mlflow_port))
+        click.echo(f"Dagit    http://127.0.0.1:{port}")
+        click.echo(f"MLflow   http://127.0.0.1:{mlflow_port}")
+        click.echo(f"service  http://127.0.0.1:{settings.port}/model-info")
+        click.echo(f"logs     {settings.var / 'logs'}; Ctrl-C stops everything")
+        processes.wait_until_ended(group)
+
+
+@main.command()
+@_plainly
+def serve() -> None:
+    """Serves the champion in the foreground."""
+    from health_predict.loop import serve as serve_champion
+
+    settings = Settings.of_state()
+    click.echo(f"POST http://127.0.0.1:{settings.port}/predict  (Ctrl-C stops)")
+    serve_champion(settings)
+
+
+@main.command()
+@_plainly
+def status() -> None:
+    """Tells what the loop knows, what it decided last and why."""
+    import dagster as dg
+
+    from health_predict import processes, story
+    from health_predict.loop import LoopError
+    from health_predict.terminal import show_status
+
+    settings = Settings.of_state()
+    if not (settings.var / "dagster").exists():
+        raise LoopError(f"there is no state in {settings.var} yet: run `make demo` or `make dev`")
+    with dg.DagsterInstance.from_config(str(processes.dagster_home(settings))) as instance:
+        show_status(instance, story.tell(instance), settings)
+
+
+@main.command()
+@click.argument("data")
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="The JSON file.")
+@_plainly
+def profile(data: str, to: Path) -> None:
+    """Makes the synthetic cohort's profile from the published table."""
+    from health_predict.encounters import read
+    from health_predict.synthetic_profile import write_profile
+
+    raw, source = read(data, rows=0, seed=0)
+    write_profile(raw, to)
+    click.echo(f"{to}: {to.stat().st_size:,} bytes from {len(raw):,} rows of {source.name}")
+
+
+@main.command(hidden=True)
+def environment() -> None:
+    """Prints the environment that Dagster's own commands need, for `eval`."""
+    from health_predict import processes
+
+    for name, value in processes.environment(Settings.of_state()).items():
+        if name not in os.environ:
+            click.echo(f"export {name}={value!r}")

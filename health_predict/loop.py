@@ -1,0 +1,233 @@
+"""One turn of the whole loop, watched: real daemon, real schedule and sensors, real service.
+
+Starts the processes, says what happens and why while it happens, and stops when every batch is
+handled. Nothing is scheduled here: Dagster's daemon does it all.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dagster as dg
+
+from health_predict import processes, story, supervisor
+from health_predict.defs.automation import deploy_decision, retrain_decision
+from health_predict.defs.facts import Event, Run, events, in_progress, observations, runs
+from health_predict.release import LocalPlatform
+from health_predict.settings import Settings
+from health_predict.story import LoopStory
+
+_POLL_SECONDS = 1.0
+_WATCHED = (
+    "raw_encounters",
+    "registered_model",
+    "readmission_deployment",
+    "future_batch",
+    "drift_report",
+    "batch_performance",
+)
+
+Say = Callable[[str, str], None]
+"""Told a subject and a sentence."""
+
+
+class LoopError(RuntimeError):
+    """The loop did not turn; the message says where it stood still and what to do."""
+
+
+def begin_afresh(settings: Settings) -> bool:
+    """Removes the state of an earlier loop; returns whether there was any.
+
+    Raises:
+        ProcessError: something still runs on that state.
+    """
+    if not settings.var.exists():
+        return False
+    processes.refuse_if_running(settings)
+    held = any(settings.var.iterdir())
+    shutil.rmtree(settings.var)
+    return held
+
+
+def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
+    """Runs the loop until every batch is handled and the champion serves.
+
+    Args:
+        settings: `batches` says how many batches there are.
+        say: told what happens as it happens.
+        timeout: seconds after which a loop that has not finished is given up.
+
+    Returns:
+        The story, also written to `var/loop.json`.
+
+    Raises:
+        LoopError: an alert was raised, or time ran out.
+        ProcessError: a process ended that should not have.
+    """
+    began = time.monotonic()
+    settings.keep()
+    with processes.processes(settings) as group:
+        group.start("supervisor", processes.supervisor_command(settings))
+        group.start("daemon", processes.daemon_command())
+        with dg.DagsterInstance.from_config(str(processes.dagster_home(settings))) as instance:
+            first = _watch(instance, settings, group, say, began + timeout)
+            told = _ask_the_service(story.tell(instance), settings)
+    seconds = {
+        "first_champion": round(first - began, 1),
+        "total": round(time.monotonic() - began, 1),
+        **told.seconds,
+    }
+    told = replace(told, seconds=seconds)
+    write(told, settings)
+    return told
+
+
+def write(told: LoopStory, settings: Settings) -> None:
+    """Writes the story to `var/loop.json`."""
+    path = settings.var / "loop.json"
+    path.write_text(json.dumps(told.as_json(), indent=2))
+
+
+def _watch(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    group: processes.Processes,
+    say: Say,
+    deadline: float,
+) -> float:
+    """Returns when the first champion was there, once all batches are handled."""
+    news = _News(instance)
+    first: float | None = None
+    standing = ""
+    while True:
+        group.check()
+        for subject, sentence in news.read():
+            say(subject, sentence)
+        state = _state(instance, settings)
+        if state.champions and first is None:
+            first = time.monotonic()
+        if state.alert:
+            raise LoopError(state.sentence)
+        if state.finished and first is not None:
+            return first
+        if state.sentence != standing:
+            standing = state.sentence
+            say("", standing)
+        if time.monotonic() > deadline:
+            raise LoopError(
+                f"not finished in time; it stood at: {state.sentence} "
+                f"Logs are in {settings.var / 'logs'}; a longer time is given by --timeout."
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+@dataclass(frozen=True)
+class _State:
+    champions: int
+    finished: bool
+    alert: bool
+    sentence: str
+
+
+def _state(instance: dg.DagsterInstance, settings: Settings) -> _State:
+    champions = len(events(instance, "registered_model"))
+    handled = {e.partition for e in events(instance, "batch_performance")}
+    handled &= {e.partition for e in events(instance, "drift_report")}
+    retrain, deploy = retrain_decision(instance, 0), deploy_decision(instance)
+    alert = next((d for d in (retrain, deploy) if d.alert), None)
+    jobs = ("bootstrap", "ingest_batch", "retrain", "deploy")
+    busy = list(in_progress(runs(instance, *jobs)))
+    calm = not busy and not retrain.requests and not deploy.requests
+    sentence = alert.sentence if alert else _standing(busy, len(handled), settings.batches)
+    return _State(champions, calm and len(handled) >= settings.batches, alert is not None, sentence)
+
+
+def _standing(busy: list[Run], handled: int, batches: int) -> str:
+    count = f"{handled} of {batches} batches handled"
+    if busy:
+        working = ", ".join(sorted({f"{run.job} {run.partition or ''}".strip() for run in busy}))
+        return f"{count}; running: {working}"
+    if 0 < handled < batches:
+        return f"{count}; waiting for the schedule, which ticks on the minute"
+    return f"{count}; waiting for the daemon's next tick"
+
+
+class _News:
+    """What has been recorded since the last look, as subject and sentence."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._seen = dict.fromkeys(_WATCHED, 0)
+        self._refusals = 0
+        self._asked: set[str] = set()
+
+    def read(self) -> Iterator[tuple[str, str]]:
+        news = [*self._requests(), *self._events(), *self._refused()]
+        for _, subject, sentence in sorted(news):
+            yield subject, sentence
+
+    def _events(self) -> Iterator[tuple[float, str, str]]:
+        for asset in _WATCHED:
+            for event in events(self._instance, asset, self._seen[asset]):
+                self._seen[asset] = event.id
+                yield event.timestamp, event.partition or asset, _words(event)
+
+    def _refused(self) -> Iterator[tuple[float, str, str]]:
+        found = observations(self._instance, "registered_model")
+        for event in found[self._refusals :]:
+            yield event.timestamp, "gate", event.metadata["sentence"]
+        self._refusals = len(found)
+
+    def _requests(self) -> Iterator[tuple[float, str, str]]:
+        for run in runs(self._instance, "bootstrap", "retrain", "deploy"):
+            if run.run_id not in self._asked:
+                self._asked.add(run.run_id)
+                yield run.created, run.job, run.reason or "Started by hand."
+
+
+def _words(event: Event) -> str:
+    facts = event.metadata
+    if event.asset == "raw_encounters":
+        return f"{facts['dagster/row_count']:,} encounters read ({facts['caption']})."
+    if event.asset == "future_batch":
+        return f"{facts['dagster/row_count']:,} encounters arrived."
+    return str(facts["sentence"])
+
+
+def _ask_the_service(told: LoopStory, settings: Settings) -> LoopStory:
+    from health_predict.release import post
+
+    platform = LocalPlatform(settings.serving, settings.port, settings.bentoml_home)
+    served = platform.served_version()
+    if served is None:
+        return told
+    answer = post(f"{platform.url}/predict", example(settings))
+    return replace(told, served_version=served, predict_response=answer)
+
+
+def example(settings: Settings) -> dict[str, Any]:
+    """Returns one encounter of the initial data, as a client would send it."""
+    import pandas as pd
+
+    from health_predict.schema import INPUTS
+
+    frame = pd.read_parquet(settings.store / "initial.parquet", columns=list(INPUTS))
+    record: dict[str, Any] = json.loads(frame.head(1).to_json(orient="records"))[0]
+    return record
+
+
+def serve(settings: Settings) -> None:
+    """Serves the deployed champion in the foreground until interrupted.
+
+    Raises:
+        LoopError: nothing was ever deployed.
+    """
+    if supervisor.wanted(settings.serving) is None:
+        raise LoopError(
+            "there is no champion to serve yet: `make demo` makes one, or `make dev` and wait "
+            "for the job deploy"
+        )
+    supervisor.run(settings.serving, settings.port, settings.bentoml_home)

@@ -1,0 +1,130 @@
+"""What a person sees in the terminal: progress while the loop turns, the table at its end."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+import dagster as dg
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from health_predict.defs.automation import deploy_decision, retrain_decision
+from health_predict.settings import Settings
+from health_predict.story import LoopStory
+
+_DECISIONS = {
+    "no_action": "[dim]no action[/]",
+    "promoted": "[green]retrained, promoted[/]",
+    "refused": "[yellow]retrained, refused[/]",
+    "failed": "[red]retraining failed[/]",
+    "pending": "[red]pending[/]",
+}
+
+
+class Progress:
+    """Prints one line an event, and keeps the standing of the loop on the last line."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._status = Status("starting", console=self._console)
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._status.stop()
+
+    def __call__(self, subject: str, sentence: str) -> None:
+        """Prints an event; without a subject, sets the standing."""
+        if not subject:
+            self._status.update(sentence)
+            return
+        passed = time.monotonic() - self._began
+        line = f"[dim]{passed:5.0f} s[/]  [bold]{subject:<22}[/] {sentence}"
+        # Into a file, a sentence stays on one line.
+        self._console.print(line, soft_wrap=not self._console.is_terminal)
+
+
+def show(told: LoopStory, settings: Settings, page: Path) -> None:
+    """Prints the story as a table, one answer of the service, and where to look on."""
+    console = Console(highlight=False)
+    console.print()
+    console.print(_table(told))
+    for row in told.batches:
+        console.print(f"[bold]{row.batch}[/]  {row.reason}")
+    for sentence in told.rollbacks:
+        console.print(f"[red]{sentence}[/]")
+    console.print(f"\n[bold]POST /predict[/] answered by version {told.served_version}:")
+    console.print_json(data=told.predict_response)
+    console.print(_seconds(told))
+    console.print("[bold]Look on[/]")
+    console.print(f"  page       {page}")
+    console.print(f"  facts      {settings.var / 'loop.json'}")
+    console.print(
+        f"  drift      {settings.store / 'drift_reports'}/<batch>/report.html (Evidently)"
+    )
+    console.print("  make dev   Dagit and MLflow on this state;  make serve   /predict")
+
+
+def _table(told: LoopStory) -> Table:
+    table = Table(title=f"The loop on the {told.data}: {told.source}")
+    table.add_column("batch")
+    for title in ("drift AUC", "threshold"):
+        table.add_column(title, justify="right")
+    table.add_column("decision")
+    for title in ("scored by", "AUC", "E/O"):
+        table.add_column(title, justify="right")
+    for row in told.batches:
+        colour = "red" if row.drift.drifted else "green"
+        table.add_row(
+            row.batch,
+            f"[{colour}]{row.drift.statistic:.3f}[/]",
+            f"{row.drift.threshold:.2f}",
+            _DECISIONS[row.decision],
+            f"v{row.champion_version}",
+            "" if row.auc is None else f"{row.auc:.3f}",
+            "" if row.expected_observed is None else f"{row.expected_observed:.2f}",
+        )
+    table.caption = f"{told.data}; serving version {told.served_version}"
+    return table
+
+
+def _seconds(told: LoopStory) -> str:
+    lines = [
+        f"first champion after {told.seconds['first_champion']:.0f} s, "
+        f"whole loop {told.seconds['total']:.0f} s"
+    ]
+    for entry in told.seconds["retrains"]:
+        lines.append(
+            f"drift to verified version {entry['version']}: {entry['drift_to_served']:.0f} s"
+        )
+    return "\n".join(lines)
+
+
+def show_status(instance: dg.DagsterInstance, told: LoopStory, settings: Settings) -> None:
+    """Prints what the loop knows, decided last and waits for."""
+    console = Console(highlight=False)
+    console.print(f"data      {told.source} ({told.data})")
+    champion = told.promotions[-1] if told.promotions else None
+    words = f"version {champion.version} ({champion.family}, {champion.window})" if champion else ""
+    console.print(f"champion  {words or 'none yet'}")
+    if champion:
+        console.print(f"          {champion.reason}")
+    console.print(f"batches   {len(told.batches)} watched")
+    if told.batches:
+        newest = told.batches[-1]
+        console.print(f"newest    {newest.batch}: {newest.reason}")
+    for sentence in told.refusals[-1:]:
+        console.print(f"refused   {sentence}")
+    for sentence in told.rollbacks[-1:]:
+        console.print(f"rollback  {sentence}")
+    console.print(f"training  {retrain_decision(instance, 0).sentence}")
+    console.print(f"roll-out  {deploy_decision(instance).sentence}")
