@@ -46,11 +46,19 @@ class Scores:
 
 @dataclass(frozen=True)
 class Clause:
-    """One clause of the gate: what was asked, whether it holds, the numbers in words."""
+    """One clause of the gate.
+
+    Attributes:
+        name: what is asked, as a fact.
+        holds: whether it is one.
+        words: the numbers.
+        fault: what is wrong where it does not hold.
+    """
 
     name: str
     holds: bool
     words: str
+    fault: str
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,7 @@ def judge(
             "auc_above_floor",
             scores.auc >= FLOOR_AUC,
             f"AUC {scores.auc:.3f} against a floor of {FLOOR_AUC:.2f}",
+            "ranks too poorly to be shown",
         )
         return _verdict([floor, calibration], scores, None)
     current = score(labels, champion, patients, seed=seed)
@@ -148,9 +157,20 @@ def judge(
             "better_in_auc_or_brier",
             auc[0] > 0 or brier[1] < 0,
             f"{auc_words}, {brier_words}",
+            "no better than the champion",
         ),
-        Clause("auc_not_worse", auc[0] > -NON_INFERIORITY_AUC, auc_words),
-        Clause("brier_not_worse", brier[1] < NON_INFERIORITY_BRIER, brier_words),
+        Clause(
+            "auc_not_worse",
+            auc[0] > -NON_INFERIORITY_AUC,
+            auc_words,
+            f"may rank worse by more than {NON_INFERIORITY_AUC}",
+        ),
+        Clause(
+            "brier_not_worse",
+            brier[1] < NON_INFERIORITY_BRIER,
+            brier_words,
+            f"may be less accurate by more than {NON_INFERIORITY_BRIER}",
+        ),
         calibration,
     ]
     return _verdict(clauses, scores, current)
@@ -160,7 +180,7 @@ def _verdict(clauses: list[Clause], challenger: Scores, champion: Scores | None)
     people = f"on {challenger.n:,} held-out encounters"
     broken = [clause for clause in clauses if not clause.holds]
     if broken:
-        reasons = "; ".join(f"{c.name.replace('_', ' ')} fails: {c.words}" for c in broken)
+        reasons = "; ".join(f"{clause.fault} ({clause.words})" for clause in broken)
         return Verdict(False, f"Refused {people}: {reasons}.", clauses, challenger, champion)
     what = "Promoted as the first champion" if champion is None else "Promoted"
     words = "; ".join(dict.fromkeys(clause.words for clause in clauses[:1] + clauses[-1:]))
@@ -173,6 +193,7 @@ def _calibration_clause(scores: Scores) -> Clause:
         "calibrated_within_bounds",
         low <= scores.expected_observed <= high,
         f"expected/observed {scores.expected_observed:.2f} (bounds {low:.2f} to {high:.2f})",
+        "not calibrated",
     )
 
 
