@@ -117,6 +117,8 @@ def _ray(workers: int) -> Iterator[str]:
     if not address:
         # Left to itself Ray writes a token of its own to the home directory.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Without it Ray takes 127.0.0.1 for the outward address of the machine and listens there.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     # Ray's socket paths must stay below 107 characters, so it cannot live under var/.
@@ -129,17 +131,36 @@ def _ray(workers: int) -> Iterator[str]:
         "_temp_dir": directory,
     }
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            configure_logging=False,
-            **({} if address else local),
-        )
+        with _home(directory):
+            ray.init(
+                address=address,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                configure_logging=False,
+                **({} if address else local),
+            )
         yield str(Path(directory) / "results")
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _home(directory: str) -> Iterator[None]:
+    """Makes a directory the home of the processes started meanwhile.
+
+    Usage statistics off or on, Ray asks the metadata servers of three clouds where it runs, unless
+    a file in the home directory says.
+    """
+    Path(directory, "ray_bootstrap_config.yaml").write_text("{}")
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = directory
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        if before is not None:
+            os.environ["HOME"] = before
 
 
 def _tune(
@@ -191,11 +212,15 @@ def _tune(
         ),
     )
     results = tuner.fit()
-    if results.errors:
+    trials = [results[i] for i in range(len(results))]
+    failed = [trial for trial in trials if trial.error is not None]
+    if failed:
+        candidate: Candidate = (failed[0].config or {})["candidate"]
         raise SearchError(
-            f"{len(results.errors)} of {len(drawn)} trials failed: {results.errors[0]}"
+            f"{len(failed)} of {len(drawn)} trials failed, first {candidate.family} with "
+            f"{candidate.params}: {failed[0].error}"
         )
-    return [results[i] for i in range(len(results))]
+    return trials
 
 
 def _trial(result: Any) -> Trial:
