@@ -4,6 +4,8 @@ Assets and checks stand in `defs`, one module a group; what they call is the pur
 package. Settings are read when the location is loaded.
 """
 
+import warnings
+
 import dagster as dg
 
 from health_predict.settings import Settings, silence_telemetry
@@ -22,6 +24,9 @@ def assemble(settings: Settings) -> dg.Definitions:
     Args:
         settings: read from the environment, or made by a test.
     """
+    # A check of one batch needs its partition; Dagster still calls that a preview.
+    warnings.filterwarnings("ignore", "Specifying a partitions_def", dg.PreviewWarning)
+
     from health_predict.defs import data, jobs, monitoring, registry, serving, training
     from health_predict.defs.automation import automation
     from health_predict.defs.resources import resources

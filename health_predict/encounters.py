@@ -82,13 +82,26 @@ def read(data: str, *, rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
 
 
 def require(data: str) -> None:
-    """Raises `DataError` if the setting names a file of this machine that is not there."""
-    path = Path(data).expanduser()
-    if data not in ("synthetic", "uci") and "://" not in data and not path.is_file():
+    """Raises `DataError` if the setting cannot name a table, before anything is read."""
+    if data in ("synthetic", "uci"):
+        return
+    scheme, separator, rest = data.partition("://")
+    if not separator:
+        if not Path(data).expanduser().is_file():
+            raise DataError(f"no file at {data!r}: {_REMEDY}")
+    elif scheme not in ("http", "https", "s3"):
+        raise DataError(f"addresses of the kind {scheme}:// are not read: {_REMEDY}")
+    elif "@" in rest.partition("/")[0]:  # and would be shown wherever the source is named
         raise DataError(
-            f"no file at {str(path)!r}: set HEALTH_PREDICT_DATA (make: DATA=...) to "
-            "'synthetic', 'uci', a path to the csv or zip, or an s3:// or https:// address"
+            f"the {scheme}:// address holds credentials: leave them to the environment, "
+            "where the AWS libraries find them"
         )
+
+
+_REMEDY = (
+    "set HEALTH_PREDICT_DATA (make: DATA=...) to 'synthetic', 'uci', a path to the csv or zip, "
+    "or an s3:// or https:// address"
+)
 
 
 def _read_synthetic(rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
@@ -102,6 +115,7 @@ def _read_synthetic(rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
 
 
 def _fetch(location: str) -> bytes:
+    require(location)
     if location.startswith(("http://", "https://")):
         return _download(location)
     if "://" in location:
@@ -113,18 +127,23 @@ def _fetch(location: str) -> bytes:
                 return stream.read()
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read {location}: {error}") from error
-    require(location)
     return Path(location).expanduser().read_bytes()
 
 
 def _download(url: str) -> bytes:
     import http.client
+    import urllib.error
     import urllib.request
 
-    from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+    from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
+
+    def passing(error: BaseException) -> bool:
+        if isinstance(error, urllib.error.HTTPError):
+            return error.code >= 500
+        return isinstance(error, OSError | http.client.HTTPException)
 
     @retry(
-        retry=retry_if_exception_type((OSError, http.client.HTTPException)),
+        retry=retry_if_exception(passing),
         stop=stop_after_attempt(4),
         wait=wait_exponential(max=20),
         reraise=True,

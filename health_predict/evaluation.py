@@ -204,7 +204,9 @@ def _difference(point: float, interval: tuple[float, float], digits: int) -> str
 
 def _interval(resampled: np.ndarray) -> tuple[float, float]:
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
+    # Of very few rows a resample may hold one class only: it has no AUC and is left out.
+    known = resampled[~np.isnan(resampled)]
+    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -225,4 +227,5 @@ def _auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndar
     negative = np.add.reduceat(weights[:, order] * (1 - labels[order]), starts, axis=1)
     below = np.cumsum(negative, axis=1) - negative / 2
     won: np.ndarray = (positive * below).sum(axis=1)
-    return won / (positive.sum(axis=1) * negative.sum(axis=1))
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    return np.divide(won, pairs, out=np.full_like(won, np.nan), where=pairs > 0)

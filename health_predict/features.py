@@ -24,11 +24,12 @@ UNNUMBERED = -1.0
 
 
 def icd9_number(code: str) -> float:
-    """Returns an ICD-9 code as a number; E codes, V codes and `?` give -1."""
+    """Returns an ICD-9 code as a number below 1000; E codes, V codes, `?` and others give -1."""
     try:
-        return float(code)
+        number = float(code)
     except ValueError:
         return UNNUMBERED
+    return number if 0 <= number < 1000 else UNNUMBERED  # "nan" and "1e99" are numbers to float()
 
 
 def icd9_chapter(code: str) -> str:
@@ -176,7 +177,7 @@ def derive(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def preprocessor() -> "Pipeline":
-    """Returns the unfitted transformer: encounters (n, published columns) -> float32 (n, features).
+    """Returns the unfitted transformer: encounters (n, published columns) -> float64 (n, features).
 
     Numbers are standardised, categories become one column a level. A level seen in less than
     `RARE` of the rows, or never, falls into the column of pooled rare levels where one was

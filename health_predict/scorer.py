@@ -63,6 +63,8 @@ class Scorer:
             ScorerError: a file is missing or its digest differs from the one it was made with.
         """
         digests = _read_json(folder / DIGESTS)
+        for name in {TABLES, FACTS} - digests.keys():
+            raise ScorerError(f"the digests in {folder} lack {name}: build the Bento again")
         for name, expected in digests.items():
             if not (folder / name).is_file():
                 raise ScorerError(f"the scorer in {folder} lacks {name}: build the Bento again")
@@ -121,9 +123,11 @@ def compile_pipeline(pipeline: "Pipeline", facts: Mapping[str, Any], folder: Pat
         folder: an empty or absent folder.
 
     Raises:
-        ScorerError: the family has no compiled form.
+        ScorerError: the family has no compiled form, or the folder holds something.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):  # trees of another model would be loaded with this one's tables
+        raise ScorerError(f"{folder} holds files already: give an empty folder")
     calibrated = pipeline.named_steps["classifier"].calibrated_classifiers_[0]
     classifier = calibrated.estimator.estimator  # inside FrozenEstimator
     sigmoid = calibrated.calibrators[0]

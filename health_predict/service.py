@@ -160,8 +160,8 @@ def _entry(error: Any) -> dict[str, str | None]:
 
 
 async def _body(request: Request) -> bytes:
-    media_type = request.headers.get("content-type", "application/json").split(";")[0].strip()
-    if media_type != "application/json":
+    media_type = request.headers.get("content-type", "application/json").split(";")[0]
+    if media_type.strip().lower() != "application/json":
         raise _refused(415, "send the encounter as application/json")
     body = bytearray()
     async for chunk in request.stream():
