@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 DATA ?= synthetic
-BATCHES ?= 6
+BATCHES ?=
 ROWS ?= 30000
 TESTS ?=
 
@@ -31,8 +31,8 @@ $(READY): requirements.lock pyproject.toml
 
 install: $(READY)  ## Make .venv from the lock file.
 
-demo: $(READY)  ## Turn the whole loop once: DATA=synthetic|uci|path|s3://... BATCHES=6 ROWS=30000
-	$(BIN)/health-predict loop --data "$(DATA)" --batches $(BATCHES) --rows $(ROWS)
+demo: $(READY)  ## Turn the whole loop once: DATA=synthetic|uci|path|s3://... BATCHES=... ROWS=...
+	$(BIN)/health-predict loop --data "$(DATA)" $(if $(BATCHES),--batches $(BATCHES)) --rows $(ROWS)
 
 dev: $(READY)  ## Dagit, daemon, MLflow UI and service on the same state.
 	$(BIN)/health-predict dev

@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from health_predict import loop
 from health_predict.settings import ROOT
 
-BENCH = ROOT / "var" / "bench"
+BENCH = ROOT / "var" / loop.BENCH
 
 
 def main() -> None:

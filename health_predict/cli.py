@@ -52,21 +52,29 @@ def main() -> None:
 @main.command()
 @click.option("--data", help="synthetic, uci, a path to the csv or zip, https:// or s3://.")
 @click.option("--rows", type=click.IntRange(2000), help="Rows of the synthetic cohort.")
-@click.option("--batches", type=click.IntRange(1), default=6, show_default=True)
+@click.option(
+    "--batches", type=click.IntRange(1), help="Default: 6 of the synthetic cohort, 12 of others."
+)
 @click.option("--at-a-time", type=click.IntRange(1), default=2, help="Batches a minute.")
 @click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds.")
 @_plainly
-def loop(data: str | None, rows: int | None, batches: int, at_a_time: int, timeout: float) -> None:
+def loop(
+    data: str | None, rows: int | None, batches: int | None, at_a_time: int, timeout: float
+) -> None:
     """Turns the whole loop once and shows what it did. State of an earlier loop is removed."""
     from health_predict import loop as loops
     from health_predict.encounters import require
     from health_predict.page import write_page
     from health_predict.terminal import Progress, show
 
-    given = {"data": _absolute(data), "rows": rows}
+    given = {"data": _absolute(data), "rows": rows, "batches": batches}
     settings = Settings(
-        batches=batches, cadence="* * * * *", batches_per_tick=at_a_time, sensor_interval=3
+        cadence="* * * * *", batches_per_tick=at_a_time, sensor_interval=3
     ).model_copy(update={name: value for name, value in given.items() if value is not None})
+    if batches is None:
+        settings = settings.model_copy(
+            update={"batches": 6 if settings.data == "synthetic" else 12}
+        )
     require(settings.data)
     with Progress() as progress:
         if loops.begin_afresh(settings):
@@ -74,14 +82,14 @@ def loop(data: str | None, rows: int | None, batches: int, at_a_time: int, timeo
         told = loops.turn(settings, progress, timeout=timeout)
     page = write_page(told, settings)
     show(told, settings, page)
-    shortfalls = told.shortfalls(batches)
+    shortfalls = told.shortfalls(settings.batches)
     if shortfalls:
         raise click.ClickException("the loop did not turn: " + "; ".join(shortfalls))
 
 
 def _absolute(data: str | None) -> str | None:
     """The daemon runs elsewhere: a path is meant from here."""
-    return str(Path(data).absolute()) if data and Path(data).exists() else data
+    return str(Path(data).resolve()) if data and Path(data).exists() else data
 
 
 @main.command()

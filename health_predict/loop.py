@@ -21,6 +21,9 @@ from health_predict.settings import Settings
 from health_predict.story import LoopStory
 
 _POLL_SECONDS = 1.0
+BENCH = "bench"
+"""Folder of `var` that keeps what benchmarks measured: a new loop leaves it alone."""
+
 _WATCHED = (
     "raw_encounters",
     "registered_model",
@@ -39,7 +42,7 @@ class LoopError(RuntimeError):
 
 
 def begin_afresh(settings: Settings) -> bool:
-    """Removes the state of an earlier loop; returns whether there was any.
+    """Removes the state of an earlier loop, measurements kept; returns whether there was any.
 
     Raises:
         ProcessError: something still runs on that state.
@@ -47,9 +50,10 @@ def begin_afresh(settings: Settings) -> bool:
     if not settings.var.exists():
         return False
     processes.refuse_if_running(settings)
-    held = any(settings.var.iterdir())
-    shutil.rmtree(settings.var)
-    return held
+    state = [path for path in settings.var.iterdir() if path.name != BENCH]
+    for path in state:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return bool(state)
 
 
 def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
