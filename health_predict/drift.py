@@ -8,6 +8,7 @@ module that imports evidently.
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 FALSE_ALARM_RATE = 0.01
 """Share of undrifted batches whose statistic exceeds the chance bound."""
-
-_Z = 2.326  # the normal quantile of 1 - FALSE_ALARM_RATE
 
 # On large batches chance alone is a weak bar: successive tenths of the published data always
 # differ beyond it. A batch of emergency admissions only, against a mixed reference, gives .71.
@@ -107,7 +106,8 @@ def detect(reference: "pd.DataFrame", batch: "pd.DataFrame", *, seed: int = 0) -
     both = pd.concat([reference, batch], ignore_index=True)
     origin = np.repeat([0.0, 1.0], [len(reference), len(batch)])
     statistic, columns = _separate(both, origin, seed)
-    chance_bound = 0.5 + _Z * _null_deviation(both[PATIENT].nunique(), len(reference), len(batch))
+    deviation = _null_deviation(both[PATIENT].nunique(), len(reference), len(batch))
+    chance_bound = 0.5 + NormalDist().inv_cdf(1 - FALSE_ALARM_RATE) * deviation
     threshold = max(chance_bound, MAJOR)
     return DriftSummary(
         statistic=statistic,

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from health_predict import supervisor
 from health_predict.backend import HOST, READY_SECONDS
 from health_predict.scorer import compile_pipeline
+from health_predict.settings import ROOT
 from health_predict.supervisor import Wanted
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 NAME = "readmission"
 TOLERANCE = 1e-6
 """Largest difference of a served score from the pipeline's: invariant of the compiled scorer."""
-
-ROOT = Path(__file__).parent.parent
-"""The project's root, where `bentofile.yaml` stands."""
 
 Say = Callable[[str], None]
 

@@ -97,6 +97,18 @@ def test_the_loop_turns_on_the_synthetic_cohort(tmp_path: Path) -> None:
     assert "synthetic cohort" in page
     for batch in facts["batches"]:
         assert batch["batch"] in page
+    status = subprocess.run(
+        [COMMAND[0], "status"],
+        cwd=ROOT,
+        env=environment(var),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert status.returncode == 0, status.stderr
+    newest = facts["promotions"][-1]
+    assert f"version {newest['version']} ({newest['family']}" in status.stdout
+    assert "batch-0006" in status.stdout
     assert "http" not in page.replace("http://www.w3.org", ""), "the page loads nothing"
 
 

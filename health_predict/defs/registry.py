@@ -136,7 +136,7 @@ def _reference(snapshot: pd.DataFrame) -> pd.DataFrame:
     newest = snapshot.tail(REFERENCE_ROWS)
     numbered, _ = pd.factorize(newest[schema.PATIENT])
     kept = newest[[*schema.INPUTS]]
-    return kept.assign(**{schema.PATIENT: numbered})
+    return kept.assign(**{schema.PATIENT: -1 - numbered})  # nobody's number is below 1
 
 
 def _facts(
