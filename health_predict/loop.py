@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from health_predict import processes, story, supervisor
-from health_predict.defs.automation import deploy_decision, retrain_decision
+from health_predict.defs.automation import deploy_decision, matured_decision, retrain_decision
 from health_predict.defs.facts import Event, Run, events, in_progress, observations, runs
 from health_predict.release import LocalPlatform
 from health_predict.settings import Settings
@@ -141,7 +141,8 @@ def _state(instance: dg.DagsterInstance, settings: Settings) -> _State:
     handled = {e.partition for e in events(instance, "batch_performance")}
     handled &= {e.partition for e in events(instance, "drift_report")}
     retrain, deploy = retrain_decision(instance, 0), deploy_decision(instance)
-    alert = next((d for d in (retrain, deploy) if d.alert), None)
+    decisions = (retrain, deploy, matured_decision(instance, settings.label_delay))
+    alert = next((decision for decision in decisions if decision.alert), None)
     jobs = ("bootstrap", "ingest_batch", "retrain", "deploy")
     busy = list(in_progress(runs(instance, *jobs)))
     calm = not busy and not retrain.requests and not deploy.requests

@@ -241,6 +241,28 @@ def test_a_batch_is_not_scored_twice(scored: list[str], busy: list[str]) -> None
     assert not decision.requests
 
 
+def test_scoring_that_failed_is_asked_for_again_under_a_new_run_key() -> None:
+    failed = run("failed", job="ingest_batch", partition="batch-0001")
+    (request,) = decide_matured({"batch-0001": NOW - 100}, [], [failed], 60, NOW).requests
+    assert request.run_key == "ingest_batch:batch-0001:2"
+
+
+def test_a_batch_that_keeps_failing_is_handed_to_a_person_and_the_others_go_on() -> None:
+    failed = run("failed", job="ingest_batch", partition="batch-0001")
+    arrived = {"batch-0001": NOW - 100, "batch-0002": NOW - 100}
+    decision = decide_matured(arrived, [], [failed] * MOST_ATTEMPTS, 60, NOW)
+    assert decision.alert
+    assert "batch-0001" in decision.sentence
+    assert [r.partition for r in decision.requests] == ["batch-0002"]
+
+
+def test_a_batch_that_was_mended_by_hand_raises_no_alert() -> None:
+    failed = run("failed", job="ingest_batch", partition="batch-0001")
+    mended = run("succeeded", job="ingest_batch", partition="batch-0001")
+    decision = decide_matured({"batch-0001": NOW}, ["batch-0001"], [mended, *[failed] * 3], 0, NOW)
+    assert not decision.alert
+
+
 def test_the_wait_for_outcomes_is_said_in_seconds() -> None:
     decision = decide_matured({"batch-0001": NOW - 10}, [], [], delay=60, now=NOW)
     assert "50 s" in decision.sentence

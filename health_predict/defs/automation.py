@@ -87,6 +87,17 @@ def deploy_decision(instance: dg.DagsterInstance) -> Decision:
     )
 
 
+def matured_decision(instance: dg.DagsterInstance, label_delay: float) -> Decision:
+    """Returns which batches can be scored, outcomes being known `label_delay` seconds late."""
+    return decide_matured(
+        arrivals(instance),
+        {event.partition for event in events(instance, "batch_performance") if event.partition},
+        runs(instance, "ingest_batch"),
+        label_delay,
+        time.time(),
+    )
+
+
 def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
     """Returns the schedules and the sensors, their cadence as the settings say."""
 
@@ -141,14 +152,7 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
         description="Scores a batch once its outcomes are known.",
     )
     def matured_labels(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        instance = context.instance
-        decision = decide_matured(
-            arrivals(instance),
-            [e.partition for e in events(instance, "batch_performance") if e.partition],
-            list(in_progress(runs(instance, "ingest_batch"))),
-            settings.label_delay,
-            time.time(),
-        )
+        decision = matured_decision(context.instance, settings.label_delay)
         _log(context, decision)
         return _answer(decision)
 

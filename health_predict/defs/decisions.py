@@ -4,7 +4,8 @@ No Dagster instance is read here and nothing is launched; `automation` does both
 carries its sentence, whether something is requested or not.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from health_predict.defs.facts import Event, Run
@@ -226,9 +227,9 @@ def decide_arrival(
 
 
 def decide_matured(
-    arrived: dict[str, float],
-    scored: Sequence[str],
-    ingesting: Sequence[Run],
+    arrived: Mapping[str, float],
+    scored: Collection[str],
+    runs: Sequence[Run],
     delay: float,
     now: float,
 ) -> Decision:
@@ -237,21 +238,37 @@ def decide_matured(
     Args:
         arrived: partition -> arrival, epoch seconds.
         scored: partitions whose performance is known.
-        ingesting: runs of `ingest_batch` that have not ended.
+        runs: runs of `ingest_batch`, newest first.
         delay: seconds from arrival to known outcomes.
         now: epoch seconds.
     """
-    busy = {run.partition for run in ingesting}
-    open_ = {key: at for key, at in arrived.items() if key not in scored and key not in busy}
+    newest = {run.partition: run.state for run in reversed(runs)}
+    busy = {key for key, state in newest.items() if state == "running"}
+    failures = Counter(run.partition for run in runs if run.state == "failed")
+    stuck = {
+        key for key, times in failures.items() if times >= MOST_ATTEMPTS and newest[key] == "failed"
+    }
+    open_ = {key: at for key, at in arrived.items() if key not in {*scored, *busy, *stuck}}
     ripe = sorted(key for key, at in open_.items() if now >= at + delay)
-    if ripe:
-        return Decision(
-            f"The outcomes of {', '.join(ripe)} are known now.",
-            tuple(
-                Request("ingest_batch", partition=key, assets=("batch_performance",), attempt=1)
-                for key in ripe
-            ),
+    requests = tuple(
+        Request(
+            "ingest_batch",
+            partition=key,
+            assets=("batch_performance",),
+            attempt=failures[key] + 1,
         )
+        for key in ripe
+    )
+    if stuck:
+        names = ", ".join(sorted(key or "a run without a batch" for key in stuck))
+        return Decision(
+            f"{names}: ingestion failed {MOST_ATTEMPTS} times and is not tried again by itself. "
+            "Read the run's log, mend the cause and materialise the partition by hand.",
+            requests,
+            alert=True,
+        )
+    if ripe:
+        return Decision(f"The outcomes of {', '.join(ripe)} are known now.", requests)
     if open_:
         soonest = min(open_.values()) + delay - now
         return Decision(f"{len(open_)} batches wait for outcomes, the next for {soonest:,.0f} s.")
