@@ -53,7 +53,7 @@ def main() -> None:
 @click.option("--data", help="synthetic, uci, a path to the csv or zip, https:// or s3://.")
 @click.option("--rows", type=click.IntRange(2000), help="Rows of the synthetic cohort.")
 @click.option(
-    "--batches", type=click.IntRange(1), help="Default: 6 of the synthetic cohort, 12 of others."
+    "--batches", type=click.IntRange(1), help="Default: 6 of the synthetic cohort, 8 of others."
 )
 @click.option("--at-a-time", type=click.IntRange(1), default=2, help="Batches a minute.")
 @click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds.")
@@ -69,12 +69,10 @@ def loop(
 
     given = {"data": _absolute(data), "rows": rows, "batches": batches}
     settings = Settings(
-        cadence="* * * * *", batches_per_tick=at_a_time, sensor_interval=3
+        cadence="* * * * *", batches_per_tick=at_a_time, arrive_at_rest=True, sensor_interval=3
     ).model_copy(update={name: value for name, value in given.items() if value is not None})
     if batches is None:
-        settings = settings.model_copy(
-            update={"batches": 6 if settings.data == "synthetic" else 12}
-        )
+        settings = settings.model_copy(update={"batches": 6 if settings.data == "synthetic" else 8})
     require(settings.data)
     with Progress() as progress:
         if loops.begin_afresh(settings):

@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         default=0,
         description="Batches the future is cut into, in place of `batch_rows`; 0: as many as fit.",
     )
+    arrive_at_rest: bool = Field(
+        default=False,
+        description="Whether batches wait for a training or roll-out to end; the demo sets it, "
+        "whose minute stands for a day.",
+    )
     label_delay: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Seconds from arrival until a batch's outcomes are known."
     )

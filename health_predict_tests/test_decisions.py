@@ -221,6 +221,12 @@ def test_batches_arrive_in_order_so_many_at_a_time() -> None:
     assert [r.partition for r in decision.requests] == list(fresh)
 
 
+def test_batches_wait_for_what_the_loop_is_busy_with_and_say_so() -> None:
+    decision, fresh = decide_arrival([], 4, served=True, at_a_time=2, unrest="retrain under way.")
+    assert fresh == ()
+    assert "retrain under way" in decision.sentence
+
+
 def test_the_end_of_the_future_is_a_named_skip() -> None:
     decision, fresh = decide_arrival(["batch-0001", "batch-0002"], 2, served=True, at_a_time=2)
     assert not fresh

@@ -87,6 +87,15 @@ def deploy_decision(instance: dg.DagsterInstance) -> Decision:
     )
 
 
+def unrest(instance: dg.DagsterInstance) -> str:
+    """Returns what the loop is still busy with, in words; an empty string if it is at rest."""
+    busy = list(in_progress(runs(instance, "bootstrap", "ingest_batch", "retrain", "deploy")))
+    if busy:
+        return f"{', '.join(sorted({run.job for run in busy}))} under way."
+    decisions = (retrain_decision(instance, 0), deploy_decision(instance))
+    return next((decision.sentence for decision in decisions if decision.requests), "")
+
+
 def matured_decision(instance: dg.DagsterInstance, label_delay: float) -> Decision:
     """Returns which batches can be scored, outcomes being known `label_delay` seconds late."""
     return decide_matured(
@@ -115,6 +124,7 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
             int(future.metadata["batches"]) if future else None,
             latest(instance, "registered_model") is not None,
             settings.batches_per_tick,
+            unrest(instance) if settings.arrive_at_rest else "",
         )
         _log(context, decision)
         if not fresh:

@@ -199,7 +199,11 @@ def _why_deployed(deployed: Event) -> str:
 
 
 def decide_arrival(
-    known: Sequence[str], available: int | None, served: bool, at_a_time: int
+    known: Sequence[str],
+    available: int | None,
+    served: bool,
+    at_a_time: int,
+    unrest: str = "",
 ) -> tuple[Decision, tuple[str, ...]]:
     """Decides which batches arrive at a tick.
 
@@ -208,6 +212,7 @@ def decide_arrival(
         available: batches the future holds; None before it was materialised.
         served: whether there is a champion to score them.
         at_a_time: how many arrive at a tick.
+        unrest: what they have to wait for, in words, if anything.
 
     Returns:
         The decision, and the partitions to add.
@@ -217,6 +222,8 @@ def decide_arrival(
     arrived = max(map(batch_number, known), default=0)
     if arrived >= available:
         return Decision(f"The future is over: all {arrived} batches have arrived."), ()
+    if unrest:
+        return Decision(f"The next batches wait: {unrest}"), ()
     newest = min(arrived + at_a_time, available)
     fresh = tuple(batch_key(n) for n in range(arrived + 1, newest + 1))
     decision = Decision(
