@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     )
     arrive_at_rest: bool = Field(
         default=False,
-        description="Whether batches wait for a training or roll-out to end; the demo sets it, "
+        description="Whether batches wait for a training to end; the demo sets it, "
         "whose minute stands for a day.",
     )
     label_delay: Annotated[float, Field(ge=0)] = Field(

@@ -88,12 +88,12 @@ def deploy_decision(instance: dg.DagsterInstance) -> Decision:
 
 
 def unrest(instance: dg.DagsterInstance) -> str:
-    """Returns what the loop is still busy with, in words; an empty string if it is at rest."""
-    busy = list(in_progress(runs(instance, "bootstrap", "ingest_batch", "retrain", "deploy")))
+    """Returns what has to end before the next champion is known, in words; empty if nothing."""
+    busy = list(in_progress(runs(instance, "ingest_batch", "retrain")))
     if busy:
         return f"{', '.join(sorted({run.job for run in busy}))} under way."
-    decisions = (retrain_decision(instance, 0), deploy_decision(instance))
-    return next((decision.sentence for decision in decisions if decision.requests), "")
+    decision = retrain_decision(instance, 0)
+    return decision.sentence if decision.requests else ""
 
 
 def matured_decision(instance: dg.DagsterInstance, label_delay: float) -> Decision:
