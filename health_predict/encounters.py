@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from health_predict import schema
 from health_predict.schema import LabelName
 
@@ -231,10 +233,24 @@ def apply_contract(raw: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame]":
                 row = raw.iloc[int(failure.index)]
                 reasons[failure.index] = failure.check if across_columns else _reason(failure, row)
     broken = reasons.notna()
-    quarantined = raw.reset_index(drop=True)[broken].assign(**{REASON: reasons[broken]})
-    accepted = typed[~broken].reset_index(drop=True)
+    position = _arrival(typed[schema.ENCOUNTER_ID])
+    quarantined = raw.reset_index(drop=True)[broken].assign(
+        **{REASON: reasons[broken], schema.POSITION: position[broken]}
+    )
+    accepted = typed[~broken].assign(**{schema.POSITION: position[~broken]}).reset_index(drop=True)
     widths = {c: "int64" if c in schema.IDENTIFIERS else "int32" for c in _WHOLE_NUMBERS}
     return accepted.astype(widths), quarantined.reset_index(drop=True)
+
+
+def _arrival(numbers: "pd.Series") -> np.ndarray:
+    """Returns each row's place in encounter order; one without a number stays with its neighbour.
+
+    The published file keeps this order only roughly.
+    """
+    order = numbers.ffill().fillna(0).to_numpy().argsort(kind="stable")
+    position = np.empty(len(order), dtype=np.int64)
+    position[order] = np.arange(len(order))
+    return position
 
 
 # Above it a column of doubles, which one broken number makes of a column, confuses neighbours.
@@ -288,10 +304,10 @@ def _reason(failure: Any, row: "pd.Series") -> str:
 def cohort(accepted: "pd.DataFrame", label: LabelName) -> "pd.DataFrame":
     """Returns the encounters a readmission can follow, with the 0/1 column `label`.
 
-    Discharges to hospice and deaths are left out. Rows come in encounter order, which the
-    published file keeps only roughly; the index is renewed.
+    Discharges to hospice and deaths are left out. Rows come in order of arrival; the index is
+    renewed.
     """
     inside = ~accepted["discharge_disposition_id"].isin(schema.DEATH_OR_HOSPICE)
-    frame = accepted[inside].sort_values(schema.ENCOUNTER_ID, ignore_index=True)
+    frame = accepted[inside].sort_values(schema.POSITION, ignore_index=True)
     positive = frame[schema.OUTCOME].isin(schema.POSITIVE_OUTCOMES[label])
     return frame.assign(**{schema.LABEL: positive.astype("int8")})

@@ -21,6 +21,8 @@ IDENTIFIERS = (ENCOUNTER_ID, PATIENT)
 OUTCOME = "readmitted"
 LABEL = "label"
 SIDE = "side"
+POSITION = "position"
+"""Place of a row among all rows of its source in order of arrival, from 0."""
 
 MEDICATIONS = (
     "metformin",
@@ -196,6 +198,39 @@ POSITIVE_OUTCOMES: dict[str, frozenset[str]] = {
     "30d": frozenset({"<30"}),
 }
 """The label, defined once: which published outcomes count as a readmission."""
+
+
+EXAMPLE: dict[str, Any] = {
+    **{
+        "race": "Caucasian",
+        "gender": "Female",
+        "age": "[70-80)",
+        "weight": MISSING,
+        "admission_type_id": 1,
+        "discharge_disposition_id": 1,
+        "admission_source_id": EMERGENCY_ROOM,
+        "time_in_hospital": 5,
+        "payer_code": "MC",
+        "medical_specialty": "InternalMedicine",
+        "num_lab_procedures": 44,
+        "num_procedures": 1,
+        "num_medications": 15,
+        "number_outpatient": 0,
+        "number_emergency": 1,
+        "number_inpatient": 2,
+        "diag_1": "428",
+        "diag_2": "250.01",
+        "diag_3": "401",
+        "number_diagnoses": 9,
+        "max_glu_serum": "None",
+        "A1Cresult": ">8",
+    },
+    **dict.fromkeys(MEDICATIONS, "No"),
+    "insulin": "Up",
+    "change": "Ch",
+    "diabetesMed": "Yes",
+}
+"""An encounter as it is sent: made up, nobody's."""
 
 
 def field_name(column: str) -> str:

@@ -4,11 +4,12 @@ Encounter order is the only clock of the published table. No model and no storag
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from health_predict.schema import PATIENT, SIDE
+from health_predict.schema import PATIENT, POSITION, SIDE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,40 +39,60 @@ def with_side(frame: "pd.DataFrame") -> "pd.DataFrame":
     return frame.assign(**{SIDE: side(frame[PATIENT])})
 
 
-def initial(encounters: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns the first 20 % of the encounters: what the first champion learns from."""
-    return encounters.iloc[: _initial_rows(encounters)].reset_index(drop=True)
+def on_side(snapshot: "pd.DataFrame", name: str) -> "pd.DataFrame":
+    """Returns the rows whose column `side` is `name`, in their order."""
+    return snapshot[snapshot[SIDE] == name]
 
 
-def future(encounters: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns the other 80 %: what arrives batch by batch."""
-    return encounters.iloc[_initial_rows(encounters) :].reset_index(drop=True)
+@dataclass(frozen=True)
+class Calendar:
+    """What has happened and what arrives when, by the position of a row in order of arrival.
 
+    Positions count every row of the source, broken ones and those outside the cohort too: when a
+    broken row is mended, no other row moves to another batch.
 
-def _initial_rows(encounters: "pd.DataFrame") -> int:
-    return int(len(encounters) * INITIAL_SHARE)
-
-
-def batch_count(future_rows: int, batch_rows: int) -> int:
-    """Returns how many batches the future holds; a short rest joins the last one."""
-    return max(1, future_rows // batch_rows)
-
-
-def batch(future_encounters: "pd.DataFrame", number: int, batch_rows: int) -> "pd.DataFrame":
-    """Returns the nth batch of the future.
-
-    Args:
-        future_encounters: the future, in encounter order.
-        number: 1 for the first batch.
-        batch_rows: rows a batch; the last one also takes the rest.
-
-    Raises:
-        ValueError: the future holds no such batch.
+    Attributes:
+        rows: rows of the source.
+        batches: batches the future is cut into; 0: as many as fit.
+        batch_rows: rows of a batch where `batches` is 0; the last one also takes the rest.
     """
-    count = batch_count(len(future_encounters), batch_rows)
-    if not 1 <= number <= count:
-        raise ValueError(
-            f"there is no batch {number}: the future holds {count} of {batch_rows} rows"
-        )
-    stop = None if number == count else number * batch_rows
-    return future_encounters.iloc[(number - 1) * batch_rows : stop].reset_index(drop=True)
+
+    rows: int
+    batches: int
+    batch_rows: int
+
+    @property
+    def initial_rows(self) -> int:
+        """Rows of the first 20 %: what the first champion learns from."""
+        return int(self.rows * INITIAL_SHARE)
+
+    @property
+    def rows_a_batch(self) -> int:
+        """Rows of every batch but the last."""
+        future_rows = self.rows - self.initial_rows
+        return max(1, future_rows // self.batches) if self.batches else self.batch_rows
+
+    @property
+    def count(self) -> int:
+        """How many batches the future holds; a short rest joins the last one."""
+        return max(1, (self.rows - self.initial_rows) // self.rows_a_batch)
+
+    def span(self, number: int) -> range:
+        """Returns the positions of the nth batch, 1 for the first.
+
+        Raises:
+            ValueError: the future holds no such batch.
+        """
+        if not 1 <= number <= self.count:
+            raise ValueError(
+                f"there is no batch {number}: the future holds {self.count} of "
+                f"{self.rows_a_batch} rows"
+            )
+        start = self.initial_rows + (number - 1) * self.rows_a_batch
+        return range(start, self.rows if number == self.count else start + self.rows_a_batch)
+
+
+def within(frame: "pd.DataFrame", positions: range) -> "pd.DataFrame":
+    """Returns the rows of a frame at these positions, in order, the index renewed."""
+    inside = frame[frame[POSITION].between(positions.start, positions.stop - 1)]
+    return inside.sort_values(POSITION, ignore_index=True)
