@@ -14,11 +14,12 @@ import numpy as np
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-STAGES = 8
-"""Stages of a full fit: the rungs ASHA can stop at are 1, 2, 4 and 8."""
+STAGES = 9
+"""Stages of a full fit: a trial can be stopped after any but the last."""
 
 Params = dict[str, float | int]
 Estimator = Any
+Calibration = Literal["sigmoid", "isotonic"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,30 @@ class Family:
 
     Attributes:
         space: hyperparameter -> interval it is searched in.
+        default: hyperparameters that do well, tried before any are drawn.
         estimator: hyperparameters and seed -> unfitted sklearn classifier.
         stage: fits an estimator from stage k to stage k + 1, in place.
     """
 
     space: dict[str, Range]
+    default: Params
     estimator: Callable[[Params, int], Estimator]
-    stage: Callable[[Estimator, Params, np.ndarray, np.ndarray, int], None]
+    stage: Callable[[Estimator, Params, "Sample", int], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What an estimator is fitted on.
+
+    Attributes:
+        x: features (n, k), float32.
+        y: labels (n,), 0 or 1.
+        weight: (n,) how much each row counts; None if all count alike.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -69,14 +87,12 @@ def _logistic_regression(params: Params, seed: int) -> Estimator:
     )
 
 
-def _iterate(
-    estimator: Estimator, params: Params, x: np.ndarray, y: np.ndarray, stage: int
-) -> None:
+def _iterate(estimator: Estimator, params: Params, sample: Sample, stage: int) -> None:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():  # a stage is a part of the fit: it is not meant to converge
         warnings.simplefilter("ignore", ConvergenceWarning)
-        estimator.fit(x, y)
+        estimator.fit(sample.x, sample.y, sample_weight=sample.weight)
 
 
 def _random_forest(params: Params, seed: int) -> Estimator:
@@ -93,11 +109,9 @@ def _random_forest(params: Params, seed: int) -> Estimator:
     )
 
 
-def _add_trees(
-    estimator: Estimator, params: Params, x: np.ndarray, y: np.ndarray, stage: int
-) -> None:
+def _add_trees(estimator: Estimator, params: Params, sample: Sample, stage: int) -> None:
     estimator.set_params(n_estimators=round(params["trees"] * (stage + 1) / STAGES))
-    estimator.fit(x, y)
+    estimator.fit(sample.x, sample.y, sample_weight=sample.weight)
 
 
 def _xgboost(params: Params, seed: int) -> Estimator:
@@ -118,77 +132,83 @@ def _xgboost(params: Params, seed: int) -> Estimator:
     )
 
 
-def _boost(estimator: Estimator, params: Params, x: np.ndarray, y: np.ndarray, stage: int) -> None:
+def _boost(estimator: Estimator, params: Params, sample: Sample, stage: int) -> None:
     done = round(params["rounds"] * stage / STAGES)
     estimator.set_params(n_estimators=round(params["rounds"] * (stage + 1) / STAGES) - done)
-    estimator.fit(x, y, xgb_model=estimator.get_booster() if stage else None)
+    grown = estimator.get_booster() if stage else None
+    estimator.fit(sample.x, sample.y, sample_weight=sample.weight, xgb_model=grown)
 
 
 FAMILIES: dict[str, Family] = {
-    "logistic_regression": Family({"C": Range(1e-3, 1.0, "log")}, _logistic_regression, _iterate),
+    "logistic_regression": Family(
+        space={"C": Range(1e-3, 1.0, "log")},
+        default={"C": 0.02},
+        estimator=_logistic_regression,
+        stage=_iterate,
+    ),
     "random_forest": Family(
-        {
+        space={
             "trees": Range(64, 128, "integer"),
             "min_samples_leaf": Range(10, 60, "integer"),
             "max_features": Range(0.08, 0.3),
             "max_depth": Range(8, 16, "integer"),
         },
-        _random_forest,
-        _add_trees,
+        default={"trees": 100, "min_samples_leaf": 20, "max_features": 0.15, "max_depth": 16},
+        estimator=_random_forest,
+        stage=_add_trees,
     ),
     "xgboost": Family(
-        {
-            "rounds": Range(120, 400, "integer"),
-            "learning_rate": Range(0.03, 0.12, "log"),
+        space={
+            "rounds": Range(120, 500, "integer"),
+            "learning_rate": Range(0.02, 0.12, "log"),
             "max_depth": Range(3, 6, "integer"),
             "min_child_weight": Range(4, 40, "log"),
             "subsample": Range(0.6, 1.0),
-            "colsample_bytree": Range(0.3, 0.9),
+            "colsample_bytree": Range(0.2, 0.8),
             "reg_lambda": Range(0.5, 20, "log"),
         },
-        _xgboost,
-        _boost,
+        default={
+            "rounds": 400,
+            "learning_rate": 0.04,
+            "max_depth": 5,
+            "min_child_weight": 20.0,
+            "subsample": 0.8,
+            "colsample_bytree": 0.3,
+            "reg_lambda": 5.0,
+        },
+        estimator=_xgboost,
+        stage=_boost,
     ),
 }
 
 
-def candidates(count: int, seed: int) -> list[Candidate]:
-    """Returns `count` candidates, the families taking turns, hyperparameters drawn by the seed."""
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for i in range(count):
-        name = list(FAMILIES)[::-1][i % len(FAMILIES)]
-        params = {key: interval.draw(rng) for key, interval in FAMILIES[name].space.items()}
-        drawn.append(Candidate(name, params))
-    return drawn
-
-
-def fit_in_stages(
-    candidate: Candidate, x: np.ndarray, y: np.ndarray, seed: int
-) -> Iterator[Estimator]:
+def fit_in_stages(candidate: Candidate, sample: Sample, seed: int) -> Iterator[Estimator]:
     """Yields the same estimator after each of its `STAGES` stages.
 
     Args:
         candidate: family and hyperparameters.
-        x: features (n, k), float32.
-        y: labels (n,), 0 or 1.
+        sample: what to learn from.
         seed: seed of the estimator.
     """
     family = FAMILIES[candidate.family]
     estimator = family.estimator(candidate.params, seed)
     for stage in range(STAGES):
-        family.stage(estimator, candidate.params, x, y, stage)
+        family.stage(estimator, candidate.params, sample, stage)
         yield estimator
 
 
-def fit(candidate: Candidate, x: np.ndarray, y: np.ndarray, seed: int) -> Estimator:
+def fit(candidate: Candidate, sample: Sample, seed: int) -> Estimator:
     """Returns the candidate's estimator, fitted in full. Arguments as `fit_in_stages`."""
-    *_, estimator = fit_in_stages(candidate, x, y, seed)
+    *_, estimator = fit_in_stages(candidate, sample, seed)
     return estimator
 
 
 def pipeline(
-    preprocessor: "Pipeline", classifier: Estimator, x: np.ndarray, y: np.ndarray
+    preprocessor: "Pipeline",
+    classifier: Estimator,
+    x: np.ndarray,
+    y: np.ndarray,
+    calibration: Calibration = "sigmoid",
 ) -> "Pipeline":
     """Returns the one object that is judged, logged and served.
 
@@ -196,11 +216,18 @@ def pipeline(
         preprocessor: the fitted preprocessor.
         classifier: a classifier fitted on preprocessed features.
         x: preprocessed features (n, k) of people the classifier has not seen.
-        y: their labels (n,), for the calibration (Platt scaling).
+        y: their labels (n,), for the calibration.
+        calibration: Platt scaling (`sigmoid`) or isotonic regression.
     """
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.frozen import FrozenEstimator
     from sklearn.pipeline import Pipeline
 
-    calibrated = CalibratedClassifierCV(FrozenEstimator(classifier), method="sigmoid").fit(x, y)
+    calibrated = calibrator(classifier, calibration).fit(x, y)
     return Pipeline([("preprocess", preprocessor), ("classifier", calibrated)])
+
+
+def calibrator(classifier: Estimator, calibration: Calibration) -> Estimator:
+    """Returns a fitted classifier inside an unfitted calibration."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+
+    return CalibratedClassifierCV(FrozenEstimator(classifier), method=calibration)
