@@ -1,7 +1,8 @@
-"""The search: Ray Tune runs the candidates of all families in one go, ASHA stops the weak ones.
+"""The search on Ray Tune: many trials at a time, on this machine or on a cluster.
 
-The only module that imports ray. What a candidate is, and how it is fitted in stages, is said in
-`models`; what becomes of the winner is decided in `evaluation`.
+The only module that imports ray. What is tried, what is stopped and who wins is decided in
+`search`; with the same seed both find the same. What becomes of the winner is decided in
+`evaluation`.
 """
 
 import logging
@@ -9,101 +10,68 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
-from health_predict.models import STAGES, Candidate, candidates, fit_in_stages
+from health_predict.models import FAMILIES, Candidate
+from health_predict.search import (
+    Asked,
+    Proposals,
+    Say,
+    SearchData,
+    SearchError,
+    SearchResult,
+    courses,
+    deadline_of,
+    fate,
+    search_serially,
+)
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""The search data of 100,000 rows take 60 MB; Ray would otherwise claim 30 % of the memory."""
+"""The search data of 100,000 rows take 70 MB; Ray would otherwise claim 30 % of the memory."""
 
-# Half of the trials that reach a rung go on from it.
-_REDUCTION = 2
-
-
-@dataclass(frozen=True)
-class SearchData:
-    """Preprocessed features (n, k) float32 and labels (n,) of the train and validation sides."""
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_validation: np.ndarray
-    y_validation: np.ndarray
+Backend = Literal["ray", "serial"]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One candidate's course.
-
-    Attributes:
-        family: model family.
-        params: its hyperparameters.
-        curve: validation AUC after each stage it was given.
-        stopped_early: whether ASHA stopped it before the last stage.
-        seconds: time spent fitting and scoring.
-    """
-
-    family: str
-    params: dict[str, float | int]
-    curve: list[float]
-    stopped_early: bool
-    seconds: float
-
-    @property
-    def auc(self) -> float:
-        """Validation AUC of the last stage."""
-        return self.curve[-1]
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """All trials of a search, the best of those that ran in full, and the seed."""
-
-    trials: list[Trial]
-    winner: Trial
-    seed: int
-    seconds: float
-    start_seconds: float = field(default=0.0)
-
-    @property
-    def candidate(self) -> Candidate:
-        """The winner as something to fit."""
-        return Candidate(self.winner.family, self.winner.params)
-
-
-class SearchError(RuntimeError):
-    """A trial failed; the message names the candidate."""
-
-
-def search(data: SearchData, *, trials: int, seed: int, workers: int = 2) -> SearchResult:
+def search(
+    data: SearchData,
+    *,
+    trials: int,
+    seed: int,
+    workers: int = 2,
+    families: Sequence[str] = tuple(FAMILIES),
+    seconds: float | None = None,
+    backend: Backend = "ray",
+    say: Say = lambda words: None,
+) -> SearchResult:
     """Returns the result of one search over all families.
 
     Args:
         data: features and labels of the train and validation sides.
-        trials: how many candidates are drawn; at least one a family.
-        seed: seed of the draw and of every estimator.
-        workers: candidates fitted at a time, one core each.
+        trials: how many candidates are tried.
+        seed: seed of the proposals and of every estimator.
+        workers: candidates fitted at a time, one core each; Ray only.
+        families: the families that compete.
+        seconds: after these no further stage is begun; None for no limit.
+        backend: `ray`, or `serial` for this process alone. Both find the same.
+        say: told of each trial as it ends.
 
     Raises:
-        SearchError: a trial failed.
+        SearchError: a trial failed, a family is unknown, or no trial was fitted in full in time.
     """
-    import time
-
-    drawn = candidates(trials, seed)
+    if backend == "serial":
+        return search_serially(
+            data, trials=trials, seed=seed, families=families, seconds=seconds, say=say
+        )
     began = time.monotonic()
+    proposals = Proposals(trials, seed, families)
     with _ray(workers) as storage:
         started = time.monotonic()
-        results = _tune(data, drawn, seed, workers, storage)
-    finished = [_trial(result) for result in results]
-    winner = max((t for t in finished if not t.stopped_early), key=lambda t: t.auc)
-    return SearchResult(
-        finished, winner, seed, time.monotonic() - began, start_seconds=started - began
-    )
+        _tune(data, proposals, trials, seed, workers, deadline_of(seconds), storage, say)
+    return proposals.result(seed, time.monotonic() - began, started - began)
 
 
 @contextmanager
@@ -164,11 +132,19 @@ def _home(directory: str) -> Iterator[None]:
 
 
 def _tune(
-    data: SearchData, drawn: list[Candidate], seed: int, workers: int, storage: str
-) -> list[Any]:
+    data: SearchData,
+    proposals: Proposals,
+    trials: int,
+    seed: int,
+    workers: int,
+    deadline: float,
+    storage: str,
+    say: Say,
+) -> None:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
-    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.schedulers import FIFOScheduler
+    from ray.tune.search import Searcher
 
     class CandidateTrial(tune.Trainable):
         """Fits one candidate a stage at a time; one actor serves many candidates."""
@@ -180,56 +156,85 @@ def _tune(
 
         def begin(self, candidate: Candidate) -> None:
             self.curve: list[float] = []
-            self.stages = fit_in_stages(candidate, self.data.x_train, self.data.y_train, seed)
+            self.courses = courses(candidate, self.data, seed)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.begin(new_config["candidate"])
             return True
 
         def step(self) -> dict[str, Any]:
-            from sklearn.metrics import roc_auc_score
-
-            scores = next(self.stages).predict_proba(self.data.x_validation)[:, 1]
-            self.curve.append(float(roc_auc_score(self.data.y_validation, scores)))
+            self.curve.append(next(self.courses))
             return {"auc": self.curve[-1], "curve": list(self.curve)}
 
+    class Proposing(Searcher):
+        """Hands out what `Proposals` proposes."""
+
+        def __init__(self, say: Say) -> None:
+            super().__init__(metric="auc", mode="max")
+            self.running: dict[str, Asked] = {}
+            self.say = say
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune writes the searcher down; a logger cannot be
+
+        def suggest(self, trial_id: str) -> Any:
+            if proposals.exhausted or time.time() > deadline:
+                return Searcher.FINISHED
+            asked = proposals.next()
+            if asked is None:
+                return None  # Tune asks again
+            self.running[trial_id] = asked
+            return {"candidate": asked.candidate}
+
+        def on_trial_complete(
+            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        ) -> None:
+            asked = self.running.pop(trial_id)
+            if error or not result:
+                return  # Tune reports it below
+            end = fate(result["curve"], asked.bars, deadline)
+            assert end is not None  # no other reason ends a trial
+            trial = asked.trial(result["curve"], end, result["time_total_s"])
+            proposals.end(trial)
+            self.say(trial.words)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing is kept: a search that is broken off begins anew."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """See `save`."""
+
+    class Halving(FIFOScheduler):
+        """Stops a trial that falls behind those before it, or runs out of time."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            bars = searcher.running[trial.trial_id].bars
+            return self.STOP if fate(result["curve"], bars, deadline) else self.CONTINUE
+
+    searcher = Proposing(say)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(CandidateTrial, data=data), {"cpu": 1}),
-        param_space={"candidate": tune.grid_search(drawn)},
         tune_config=tune.TuneConfig(
             metric="auc",
             mode="max",
-            scheduler=ASHAScheduler(max_t=STAGES, grace_period=1, reduction_factor=_REDUCTION),
+            search_alg=searcher,
+            scheduler=Halving(),
+            num_samples=trials,
             max_concurrent_trials=workers,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             storage_path=storage,
             verbose=0,
-            stop={"training_iteration": STAGES},
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[JsonLoggerCallback()],  # the curve is read from it; the others are off
+            callbacks=[JsonLoggerCallback()],  # Tune reads results back from it; others are off
         ),
     )
     results = tuner.fit()
-    trials = [results[i] for i in range(len(results))]
-    failed = [trial for trial in trials if trial.error is not None]
+    failed = [r for r in (results[i] for i in range(len(results))) if r.error is not None]
     if failed:
         candidate: Candidate = (failed[0].config or {})["candidate"]
         raise SearchError(
-            f"{len(failed)} of {len(drawn)} trials failed, first {candidate.family} with "
+            f"{len(failed)} of {trials} trials failed, first {candidate.family} with "
             f"{candidate.params}: {failed[0].error}"
         )
-    return trials
-
-
-def _trial(result: Any) -> Trial:
-    candidate: Candidate = result.config["candidate"]
-    curve = result.metrics["curve"]
-    return Trial(
-        candidate.family,
-        candidate.params,
-        curve,
-        stopped_early=len(curve) < STAGES,
-        seconds=result.metrics["time_total_s"],
-    )
