@@ -24,6 +24,7 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
         from pydantic import ValidationError
 
         from health_predict.encounters import DataError
+        from health_predict.ledger import LedgerError
         from health_predict.loop import LoopError
         from health_predict.processes import ProcessError
 
@@ -37,7 +38,7 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
                 f"HEALTH_PREDICT_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()
             )
             raise click.ClickException(words) from None
-        except (DataError, LoopError, ProcessError, OSError) as error:
+        except (DataError, LedgerError, LoopError, ProcessError, OSError) as error:
             raise click.ClickException(str(error)) from None
 
     return run
@@ -137,6 +138,44 @@ def status() -> None:
         raise LoopError(f"there is no state in {settings.var} yet: run `make demo` or `make dev`")
     with dg.DagsterInstance.from_config(str(processes.dagster_home(settings))) as instance:
         show_status(instance, story.tell(instance), settings)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="The lines as they are.")
+@click.option("--tail", type=click.IntRange(1), help="Only so many of the newest entries.")
+@_plainly
+def ledger(as_json: bool, tail: int | None) -> None:
+    """Shows what was done to models, by whom and why, and verifies that it is unchanged."""
+    from health_predict.ledger import Ledger, LedgerError
+
+    settings = Settings.of_state()
+    book = Ledger(settings.store / "ledger.jsonl")
+    newest = slice(-tail if tail else None, None)
+    if as_json:
+        for line in book.lines()[newest]:
+            click.echo(line)
+    else:
+        from health_predict.terminal import show_ledger
+
+        show_ledger(book.entries()[newest])
+    anchor = _anchor(settings)
+    count = book.verify(anchor)
+    if not count:
+        raise LedgerError(f"there is no ledger at {book.path} yet: run `make demo` or `make dev`")
+    words = f"{count} {'entry' if count == 1 else 'entries'}, chain verified"
+    unseen = "; MLflow remembers no newest entry, so entries removed at the end would not be seen"
+    # Out of the way of what reads the lines.
+    click.echo(f"{words}{'' if anchor else unseen}.", err=as_json)
+
+
+def _anchor(settings: Settings) -> str | None:
+    """Returns the digest of the newest entry as MLflow remembers it, None if it does not."""
+    database = settings.tracking_uri.removeprefix("sqlite:///")
+    if database != settings.tracking_uri and not Path(database).exists():
+        return None  # to ask would make it
+    from health_predict.tracking import Registry
+
+    return Registry(settings.tracking_uri, settings.var / "mlflow-artifacts").ledger_head()
 
 
 @main.command()

@@ -1,6 +1,7 @@
 """What a person sees in the terminal: progress while the loop turns, the table at its end."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -8,8 +9,10 @@ import dagster as dg
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from health_predict.defs.automation import deploy_decision, retrain_decision
+from health_predict.ledger import Entry
 from health_predict.settings import Settings
 from health_predict.story import LoopStory
 
@@ -17,9 +20,11 @@ _DECISIONS = {
     "no_action": "[dim]no action[/]",
     "promoted": "[green]retrained, promoted[/]",
     "refused": "[yellow]retrained, refused[/]",
+    "waiting": "[yellow]waits for approval[/]",
     "failed": "[red]retraining failed[/]",
     "pending": "[red]pending[/]",
 }
+_KINDS = {"alias_move": "bold green", "release": "bold green", "rollback": "bold red"}
 
 
 class Progress:
@@ -128,3 +133,26 @@ def show_status(instance: dg.DagsterInstance, told: LoopStory, settings: Setting
         console.print(f"rollback  {sentence}")
     console.print(f"training  {retrain_decision(instance, 0).sentence}")
     console.print(f"roll-out  {deploy_decision(instance).sentence}")
+
+
+def show_ledger(entries: Sequence[Entry]) -> None:
+    """Prints each entry: number, when (UTC), what, version, alias, who; below it, why."""
+    console = Console(highlight=False)
+    for entry in entries:
+        line = Text.assemble(
+            (f"{entry.number:>4}  {entry.at[:19].replace('T', ' ')}  ", "dim"),
+            (f"{entry.kind:<12}", _KINDS.get(entry.kind, "bold")),
+            f"  {_version(entry.version):<4}  {_alias(entry):<20}  {entry.who}",
+        )
+        for text in (line, Text(f"      {entry.why}")):
+            console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _version(version: str | None) -> str:
+    return "" if version is None else f"v{version}"
+
+
+def _alias(entry: Entry) -> str:
+    if entry.before is None and entry.after is None:
+        return ""
+    return f"champion {_version(entry.before) or 'none'} -> {_version(entry.after) or 'none'}"
