@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from health_predict import supervisor
 from health_predict.backend import HOST, READY_SECONDS
-from health_predict.scorer import compile_pipeline
+from health_predict.compiling import compile_pipeline
 from health_predict.settings import ROOT
 from health_predict.supervisor import Wanted
 

@@ -1,0 +1,79 @@
+"""What every model card says, in words: scope, limitations, features, outcomes, calibrations.
+
+Written for a reader at a bedside or in a review, and to be read through by one. No figure of any
+version stands here: `card` adds those.
+"""
+
+from health_predict.features import DERIVED, RARE, UNNUMBERED
+from health_predict.schema import MEDICATIONS, MISSING, Encounter, field_name
+
+SYNTHETIC = (
+    "**Synthetic data.** No row describes a real encounter. The figures below show that the "
+    "platform works; they say nothing about patients."
+)
+OUT_OF_SCOPE = (
+    "Diagnosis, or any decision taken without a clinician.",
+    "Denying or rationing care: a low risk is no reason to withhold it.",
+    "Encounters that end in death or hospice: the service refuses them.",
+    "Patients without diabetes, and stays outside 1 to 14 days: none were learned from.",
+    "What an intervention would change: the risk is that under the care that was usual.",
+)
+COLLECTED = (
+    "The table was collected in 130 US hospitals from 1999 to 2008; care, coding and patients have "
+    "changed since."
+)
+DRAWN = (
+    "The cohort is drawn at random to resemble the published table; what was measured on it holds "
+    "for no hospital."
+)
+LIMITATIONS = (
+    "Judged on held-out people of the same source: no other hospital has validated it.",
+    "Encounter order stands in for time; the table holds no dates.",
+    "A readmission elsewhere and a death after discharge are not recorded: both count as no "
+    "readmission.",
+    "What a feature contributes is an association that was learned, not a cause.",
+    "Of subgroups with too few people nothing is known, which does not mean that all is well.",
+)
+FEEDBACK = (
+    "Not marked. The data has no column that says whose care was changed because of the model. "
+    "Once answers are acted on, a readmission that was prevented counts as a false alarm, and a "
+    "retrained model learns from outcomes that the model before it has influenced. Until such a "
+    "mark exists, a loss of calibration after go-live cannot be told from success."
+)
+MISSING_DATA = (
+    f"Nothing is imputed. A missing text value (`{MISSING}`) is a level of its own; levels seen in "
+    f"less than {RARE:.1%} of the rows, or never, are pooled where a pool was learned. A diagnosis "
+    f"code that is no number (missing, E and V codes) is numbered {UNNUMBERED:g}. Counts are never "
+    "missing: a row without one is quarantined, a request refused."
+)
+CALIBRATIONS = {
+    "sigmoid": "Platt scaling (`sigmoid`): a logistic curve with two parameters",
+    "isotonic": "isotonic regression (`isotonic`): the best-fitting curve that never falls",
+}
+LABELS = {"any": "any later readmission", "30d": "a readmission within 30 days"}
+
+_FEATURES = {
+    "gender": "Sex as recorded.",
+    "age_years": "Age: the middle of its ten-year band, years.",
+    "diag_1_block": "Primary diagnosis: ICD-9 code up to the point.",
+    "diag_1_number": "Primary diagnosis: ICD-9 code as a number.",
+    "diag_2_number": "Secondary diagnosis: ICD-9 code as a number.",
+    "diag_3_number": "Additional secondary diagnosis: ICD-9 code as a number.",
+    "medications_changed": "Diabetes drugs raised or lowered during the stay, count.",
+    "medications_taken": "Diabetes drugs given, count.",
+    "missing_fields": "Fields that were not recorded, count.",
+    "log_inpatient": "Inpatient stays, year before, log(1 + n).",
+    "log_emergency": "Emergency visits, year before, log(1 + n).",
+    "log_outpatient": "Outpatient visits, year before, log(1 + n).",
+    **dict.fromkeys(MEDICATIONS, "Dosage of the drug: not given, steady, raised or lowered."),
+}
+
+
+def feature(name: str) -> str | None:
+    """Returns what a feature means, None if neither the schema nor `features` knows it."""
+    if name in _FEATURES:
+        return _FEATURES[name]
+    field = Encounter.model_fields.get(field_name(name))
+    if field is not None and field.description:
+        return field.description
+    return f"Made from {', '.join(DERIVED[name].columns)}." if name in DERIVED else None
