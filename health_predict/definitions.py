@@ -4,6 +4,7 @@ Assets and checks stand in `defs`, one module a group; what they call is the pur
 package. Settings are read when the location is loaded.
 """
 
+import os
 import warnings
 
 import dagster as dg
@@ -24,6 +25,8 @@ def assemble(settings: Settings) -> dg.Definitions:
     Args:
         settings: read from the environment, or made by a test.
     """
+    # Otherwise matplotlib keeps a font cache in the home directory.
+    os.environ.setdefault("MPLCONFIGDIR", str(settings.var.absolute() / "matplotlib"))
     # A check of one batch needs its partition; Dagster still calls that a preview.
     warnings.filterwarnings("ignore", "Specifying a partitions_def", dg.PreviewWarning)
 

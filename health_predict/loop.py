@@ -21,6 +21,8 @@ from health_predict.settings import Settings
 from health_predict.story import LoopStory
 
 _POLL_SECONDS = 1.0
+# The daemon asks for the first training within seconds, unless it cannot load the definitions.
+_LONGEST_SILENCE = 90.0
 BENCH = "bench"
 """Folder of `var` that keeps what benchmarks measured: a new loop leaves it alone."""
 
@@ -105,6 +107,7 @@ def _watch(
     """Returns when the first champion was there, once all batches are handled."""
     news = _News(instance)
     first: float | None = None
+    began = time.monotonic()
     standing = ""
     while True:
         group.check()
@@ -120,6 +123,12 @@ def _watch(
         if state.sentence != standing:
             standing = state.sentence
             say("", standing)
+        idle = time.monotonic() - began > _LONGEST_SILENCE and first is None
+        if idle and not runs(instance, "bootstrap"):
+            raise LoopError(
+                f"Dagster started nothing within {_LONGEST_SILENCE:.0f} s: its reason is at the "
+                f"end of {settings.var / 'logs' / 'daemon.log'}"
+            )
         if time.monotonic() > deadline:
             raise LoopError(
                 f"not finished in time; it stood at: {state.sentence} "

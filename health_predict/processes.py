@@ -122,7 +122,7 @@ def refuse_if_running(settings: Settings) -> None:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Returns the environment that makes Dagster use the state folder, settings included."""
-    set_fields = settings.model_dump(mode="json")
+    set_fields = settings.model_dump(mode="json", exclude_none=True)
     return {
         "DAGSTER_HOME": str(dagster_home(settings)),
         **{f"HEALTH_PREDICT_{name.upper()}": str(value) for name, value in set_fields.items()},

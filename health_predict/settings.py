@@ -71,8 +71,32 @@ class Settings(BaseSettings):
     trials: Annotated[int, Field(ge=3)] = Field(
         default=9, description="Candidates a search tries, over all families."
     )
+    families: str = Field(
+        default="logistic_regression,random_forest,xgboost",
+        pattern=r"^[a-z_]+(,[a-z_]+)*$",
+        description="Model families that compete, separated by commas.",
+    )
+    search_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Seconds after which a search begins nothing new; empty: none."
+    )
+    search_backend: Literal["ray", "serial"] = Field(
+        default="ray", description="`ray`, or `serial`: one process, same trials, same winner."
+    )
     workers: Annotated[int, Field(ge=1)] = Field(
         default=2, description="Candidates fitted at a time."
+    )
+    harm: Annotated[float, Field(gt=0)] = Field(
+        default=1.0,
+        description="What a needless intervention costs, in foreseen readmissions: sets the "
+        "threshold and the risk bands.",
+    )
+    approval: bool = Field(
+        default=False,
+        description="Whether a challenger that passed the gate waits for the job `approve`.",
+    )
+    largest_quarantine: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.05,
+        description="Share of rows that may break the contract: beyond it a batch is held back.",
     )
     sensor_interval: Annotated[int, Field(ge=1)] = Field(
         default=30, description="Seconds between two ticks of a sensor."

@@ -11,10 +11,19 @@ from typing import Any, Literal
 import dagster as dg
 
 from health_predict.defs.decisions import is_alarming, is_handled
-from health_predict.defs.facts import Event, Run, events, latest, observations, runs
+from health_predict.defs.facts import (
+    PROMOTED,
+    WAITING,
+    Event,
+    Run,
+    events,
+    latest,
+    observations,
+    runs,
+)
 from health_predict.defs.partitions import batch_number
 
-Outcome = Literal["no_action", "promoted", "refused", "failed", "pending"]
+Outcome = Literal["no_action", "promoted", "refused", "waiting", "failed", "pending"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,8 @@ def tell(instance: dg.DagsterInstance) -> LoopStory:
     """Returns the story so far."""
     raw = latest(instance, "raw_encounters")
     champions = events(instance, "registered_model")
-    refused = observations(instance, "registered_model")
+    observed = observations(instance, "registered_model")
+    refused = [event for event in observed if WAITING not in event.metadata]
     deployments = events(instance, "readmission_deployment")
     retrains = runs(instance, "retrain")
     performance = {e.partition: e for e in events(instance, "batch_performance")}
@@ -121,7 +131,7 @@ def tell(instance: dg.DagsterInstance) -> LoopStory:
         data=raw.metadata["caption"] if raw else "",
         source=raw.metadata["source"] if raw else "",
         batches=[
-            _batch(reports[key], performance.get(key), retrains, champions, refused)
+            _batch(reports[key], performance.get(key), retrains, champions, observed)
             for key in sorted(reports, key=batch_number)
         ],
         promotions=[
@@ -151,10 +161,10 @@ def _batch(
     performance: Event | None,
     retrains: Sequence[Run],
     champions: Sequence[Event],
-    refused: Sequence[Event],
+    observed: Sequence[Event],
 ) -> BatchStory:
     alarms = [e for e in (report, performance) if e is not None and is_alarming(e)]
-    outcome, reason = _outcome(alarms, report, retrains, champions, refused)
+    outcome, reason = _outcome(alarms, report, retrains, champions, observed)
     facts = report.metadata
     scores = performance.metadata if performance else {}
     return BatchStory(
@@ -173,7 +183,7 @@ def _outcome(
     report: Event,
     retrains: Sequence[Run],
     champions: Sequence[Event],
-    refused: Sequence[Event],
+    observed: Sequence[Event],
 ) -> tuple[Outcome, str]:
     if not alarms:
         return "no_action", f"{report.metadata['sentence']} No action."
@@ -182,14 +192,16 @@ def _outcome(
     if not answers:
         failed = any(run.state == "failed" for run in retrains)
         return ("failed" if failed else "pending"), why
-    for event, outcome in [
-        *((e, "promoted") for e in champions),
-        *((e, "refused") for e in refused),
-    ]:
+    for event in (*champions, *observed):
         if event.run_id == answers[0].run_id:
-            verdict = event.metadata["sentence"]
-            return ("promoted" if outcome == "promoted" else "refused"), f"{why} {verdict}"
+            return _verdict(event), f"{why} {event.metadata['sentence']}"
     return "failed", why
+
+
+def _verdict(event: Event) -> Outcome:
+    if event.metadata[PROMOTED] and WAITING in event.metadata:
+        return "waiting"
+    return "promoted" if event.metadata[PROMOTED] else "refused"
 
 
 def _seconds(

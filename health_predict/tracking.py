@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from health_predict.schema import CODES, COUNTS, INPUTS
-from health_predict.tuning import SearchResult, Trial
+from health_predict.schema import CODES, COUNTS, EXAMPLE, INPUTS, LABEL
+from health_predict.search import SearchResult, Trial
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,18 +26,27 @@ MODEL = "readmission"
 EXPERIMENT = "readmission"
 CHAMPION = "champion"
 PREVIOUS = "previous"
+CHALLENGER = "challenger"
+"""Aliases: the version that serves, the one before, and one that waits for a person's approval."""
 
 TRUSTED_TYPES = [
     "health_predict.features.derive",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
+    "sklearn.isotonic.IsotonicRegression",
     "sklearn.tree._tree.Tree",
     "xgboost.core.Booster",
     "xgboost.sklearn.XGBClassifier",
 ]
 """What skops may build beside its own list: the parts our pipelines are made of."""
 
+_STOP_REASONS = {
+    "full": "all stages",
+    "halved": "successive halving: behind the best third of earlier trials",
+    "out of time": "the search's seconds were spent",
+}
 _DIGEST = "skops_sha256"
+_LEDGER_HEAD = "ledger_head"
 _FACTS = "facts"
 _REFERENCE = "reference/reference.parquet"
 
@@ -107,28 +116,26 @@ def log_search(mlflow: Any, result: SearchResult) -> None:
     mlflow.log_metrics(
         {
             "search_seconds": result.seconds,
-            "trials_stopped_early": sum(trial.stopped_early for trial in result.trials),
+            "trials_stopped_early": sum(trial.fate != "full" for trial in result.trials),
             "winner_validation_auc": result.winner.auc,
         }
     )
     mlflow.set_tag("winner_family", result.winner.family)
-    for number, trial in enumerate(result.trials):
-        _log_trial(client, parent.experiment_id, parent.run_id, number, trial)
+    for trial in result.trials:
+        _log_trial(client, parent.experiment_id, parent.run_id, trial)
 
 
-def _log_trial(
-    client: "MlflowClient", experiment_id: str, parent: str, number: int, trial: Trial
-) -> None:
+def _log_trial(client: "MlflowClient", experiment_id: str, parent: str, trial: Trial) -> None:
     from mlflow.entities import Metric, Param
     from mlflow.utils.time import get_current_time_millis
 
     run = client.create_run(
         experiment_id,
-        run_name=f"{trial.family}-{number:02d}",
+        run_name=f"{trial.family}-{trial.number:02d}",
         tags={
             "mlflow.parentRunId": parent,
             "family": trial.family,
-            "stop_reason": "stopped by ASHA" if trial.stopped_early else "all stages",
+            "stop_reason": _STOP_REASONS[trial.fate],
         },
     )
     now = get_current_time_millis()
@@ -144,14 +151,16 @@ def _log_trial(
 def log_model(
     mlflow: Any,
     pipeline: "Pipeline",
+    snapshot: "pd.DataFrame",
     reference: "pd.DataFrame",
     tags: Mapping[str, str],
 ) -> str:
-    """Logs the pipeline, its fitted preprocessor beside it, and the drift reference.
+    """Logs the pipeline, its fitted preprocessor beside it, its data set and the drift reference.
 
     Args:
         mlflow: what `experiment_run` yields; its active run takes the artifacts.
         pipeline: the one fitted object.
+        snapshot: what was learned from; its schema, size and digest are logged, not its rows.
         reference: rows of the training window that later batches are compared with; patients
             numbered anew, so that no identifier is kept.
         tags: what the run is tagged with.
@@ -165,10 +174,12 @@ def log_model(
         "skops_trusted_types": TRUSTED_TYPES,
     }
     mlflow.set_tags(dict(tags))
+    _log_input(mlflow, snapshot)
     logged = mlflow.sklearn.log_model(
         pipeline,
         name="model",
         signature=_signature(),
+        input_example=_example(),
         pyfunc_predict_fn="predict_proba",
         **kept,
     )
@@ -182,6 +193,29 @@ def log_model(
         mlflow.log_artifact(str(frame), str(Path(_REFERENCE).parent))
     uri: str = logged.model_uri
     return uri
+
+
+def log_files(mlflow: Any, files: Mapping[str, bytes]) -> None:
+    """Logs what people read about a model (card, picture) beside it in the active run."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.write_bytes(content)
+            mlflow.log_artifact(str(path))
+
+
+def _log_input(mlflow: Any, snapshot: "pd.DataFrame") -> None:
+    columns = snapshot[[*INPUTS, LABEL]]
+    mlflow.log_input(
+        mlflow.data.from_pandas(columns, name="training_set", targets=LABEL), context="training"
+    )
+
+
+def _example() -> "pd.DataFrame":
+    """Returns an encounter that is nobody's."""
+    import pandas as pd
+
+    return pd.DataFrame([EXAMPLE]).astype(dict.fromkeys([*CODES, *COUNTS], "int32"))
 
 
 def _requirements() -> list[str]:
@@ -220,10 +254,17 @@ class Registry:
 
     def champion(self) -> ModelVersion | None:
         """Returns the version behind the alias `champion`, None if there is none yet."""
+        return self._behind(CHAMPION)
+
+    def challenger(self) -> ModelVersion | None:
+        """Returns the version that passed the gate and waits for approval, None if none does."""
+        return self._behind(CHALLENGER)
+
+    def _behind(self, alias: str) -> ModelVersion | None:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._version(self._client.get_model_version_by_alias(MODEL, CHAMPION))
+            return self._version(self._client.get_model_version_by_alias(MODEL, alias))
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
@@ -250,8 +291,7 @@ class Registry:
                 f"run {run_id} holds no preprocessor/: a model is registered only with the "
                 "preprocessor it was fitted with"
             )
-        if not self._client.search_registered_models(f"name = '{MODEL}'"):
-            self._client.create_registered_model(MODEL)
+        self._ensure_model()
         version = self._client.create_model_version(
             MODEL,
             source=uri,
@@ -268,6 +308,27 @@ class Registry:
         if current is not None and current.version != version:
             self._client.set_registered_model_alias(MODEL, PREVIOUS, current.version)
         self._client.set_registered_model_alias(MODEL, CHAMPION, version)
+        waiting = self.challenger()
+        if waiting is not None and waiting.version == version:
+            self._client.delete_registered_model_alias(MODEL, CHALLENGER)
+
+    def hold(self, version: str) -> None:
+        """Gives a version the alias `challenger`: it waits for a person's approval."""
+        self._client.set_registered_model_alias(MODEL, CHALLENGER, version)
+
+    def ledger_head(self) -> str | None:
+        """Returns the newest ledger digest that was remembered, None if there is none."""
+        found = self._client.search_registered_models(f"name = '{MODEL}'")
+        return found[0].tags.get(_LEDGER_HEAD) if found else None
+
+    def remember_ledger_head(self, digest: str) -> None:
+        """Remembers the digest of the newest ledger entry, so that a cut tail is found."""
+        self._ensure_model()
+        self._client.set_registered_model_tag(MODEL, _LEDGER_HEAD, digest)
+
+    def _ensure_model(self) -> None:
+        if not self._client.search_registered_models(f"name = '{MODEL}'"):
+            self._client.create_registered_model(MODEL)
 
     def load(self, version: ModelVersion) -> "Pipeline":
         """Returns the fitted pipeline of a version.

@@ -22,11 +22,14 @@ from health_predict.defs.decisions import (
 from health_predict.defs.facts import (
     ATTEMPT,
     REASON,
+    SENTENCE,
     TRIGGER,
+    WAITING,
     arrivals,
     events,
     in_progress,
     latest,
+    observations,
     runs,
 )
 from health_predict.defs.jobs import bootstrap, deploy, ingest_batch, retrain
@@ -65,7 +68,7 @@ def _log(context: Any, decision: Decision) -> None:
 def retrain_decision(instance: dg.DagsterInstance, settled: int) -> Decision:
     """Returns what the facts newer than event id `settled` call for: a training, or none."""
     if latest(instance, "registered_model") is None:
-        return decide_bootstrap(runs(instance, "bootstrap"))
+        return decide_bootstrap(runs(instance, "bootstrap"), _waiting(instance))
     alarms = [
         *events(instance, "drift_report", settled),
         *events(instance, "batch_performance", settled),
@@ -76,6 +79,11 @@ def retrain_decision(instance: dg.DagsterInstance, settled: int) -> Decision:
         list(in_progress(runs(instance, "ingest_batch"))),
         time.time(),
     )
+
+
+def _waiting(instance: dg.DagsterInstance) -> str:
+    newest = observations(instance, "registered_model")[-1:]
+    return "".join(str(e.metadata[SENTENCE]) for e in newest if WAITING in e.metadata)
 
 
 def deploy_decision(instance: dg.DagsterInstance) -> Decision:

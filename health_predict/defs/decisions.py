@@ -59,12 +59,15 @@ class Decision:
     alert: bool = False
 
 
-def decide_bootstrap(runs: Sequence[Run]) -> Decision:
+def decide_bootstrap(runs: Sequence[Run], waiting: str = "") -> Decision:
     """Decides whether to train the first champion, given that there is none.
 
     Args:
         runs: runs of `bootstrap`, newest first.
+        waiting: what is said of a challenger that waits for approval; empty if none does.
     """
+    if waiting:
+        return Decision(waiting)
     if any(run.state == "running" for run in runs):
         return Decision("The first champion is being trained.")
     failures = [run for run in runs if run.state == "failed"]
@@ -249,7 +252,7 @@ def decide_matured(
         delay: seconds from arrival to known outcomes.
         now: epoch seconds.
     """
-    newest = {run.partition: run.state for run in reversed(runs)}
+    newest = {key: run.state for key, run in _newest(runs).items()}
     busy = {key for key, state in newest.items() if state == "running"}
     failures = Counter(run.partition for run in runs if run.state == "failed")
     stuck = {
@@ -274,9 +277,17 @@ def decide_matured(
             requests,
             alert=True,
         )
+    held_back = [run.held_back for run in _newest(runs).values() if run.held_back]
+    if held_back:
+        return Decision(" ".join(sorted(held_back)), requests, alert=True)
     if ripe:
         return Decision(f"The outcomes of {', '.join(ripe)} are known now.", requests)
     if open_:
         soonest = min(open_.values()) + delay - now
         return Decision(f"{len(open_)} batches wait for outcomes, the next for {soonest:,.0f} s.")
     return Decision("Every batch that arrived is scored.")
+
+
+def _newest(runs: Sequence[Run]) -> dict[str | None, Run]:
+    """Returns partition -> its newest run, of runs newest first."""
+    return {run.partition: run for run in reversed(runs)}

@@ -21,8 +21,16 @@ _STATES: dict[dg.DagsterRunStatus, RunState] = {
 TRIGGER = "health_predict/trigger"
 ATTEMPT = "health_predict/attempt"
 REASON = "health_predict/reason"
+HELD_BACK = "health_predict/held_back"
+"""Run tag: why a batch was held back as a whole."""
 NEWEST_BATCH = "health_predict/newest_batch"
 """Run tag: the newest batch a training run learned from; 0 for the initial encounters alone."""
+
+SENTENCE = "sentence"
+"""Metadata of every event a decision is made from or told by: what happened, in words."""
+PROMOTED = "promoted"
+WAITING = "waiting_version"
+"""Metadata of an observation: the version that passed the gate and waits for the job `approve`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Run:
         newest_batch: newest batch it learned from; None before it took its snapshot.
         created: when it was requested, epoch seconds.
         reason: why it was requested, in words.
+        partition: of which batch, if any.
+        held_back: why its batch was held back, in words; empty if it was not.
     """
 
     run_id: str
@@ -70,6 +80,7 @@ class Run:
     created: float
     reason: str = ""
     partition: str | None = None
+    held_back: str = ""
 
 
 def events(instance: dg.DagsterInstance, asset: str, after: int = 0) -> list[Event]:
@@ -90,7 +101,7 @@ def events(instance: dg.DagsterInstance, asset: str, after: int = 0) -> list[Eve
 
 
 def observations(instance: dg.DagsterInstance, asset: str) -> list[Event]:
-    """Returns the observations of an asset, oldest first: here, the challengers refused."""
+    """Returns the observations of an asset, oldest first: challengers refused, or waiting."""
     page = instance.fetch_observations(dg.AssetKey(asset), limit=_PAGE, ascending=True)
     return [_event(record) for record in page.records]
 
@@ -151,6 +162,7 @@ def _run(record: dg.RunRecord) -> Run:
         created=record.create_timestamp.timestamp(),
         reason=tags.get(REASON, ""),
         partition=tags.get("dagster/partition"),
+        held_back=tags.get(HELD_BACK, ""),
     )
 
 

@@ -1,7 +1,10 @@
-"""The four jobs: the slices of the graph that are run as one."""
+"""The jobs: the slices of the graph that are run as one, and a person's approval."""
+
+from typing import Any
 
 import dagster as dg
 
+from health_predict.defs.approval import release_challenger
 from health_predict.defs.partitions import batches
 
 # A process a step would cost 3 s of imports each and buys nothing: steps of a job run in turn.
@@ -53,4 +56,23 @@ deploy = dg.define_asset_job(
     executor_def=EXECUTOR,
 )
 
-JOBS = [bootstrap, ingest_batch, retrain, deploy]
+refresh_data = dg.define_asset_job(
+    "refresh_data",
+    selection=dg.AssetSelection.assets(
+        "raw_encounters", "encounters", "quarantine", "initial", "future"
+    ),
+    description="Read the source again, after broken rows were mended in it.",
+    executor_def=EXECUTOR,
+)
+
+
+@dg.job(
+    executor_def=EXECUTOR,
+    description="Release the challenger that passed the gate and waits, by name and reason.",
+)
+def approve() -> None:
+    """A person's approval."""
+    release_challenger()
+
+
+JOBS: list[Any] = [bootstrap, ingest_batch, retrain, deploy, refresh_data, approve]

@@ -8,16 +8,15 @@ import pandas as pd
 
 from health_predict import schema
 from health_predict.defs.data import OWNERS, _table_facts
-from health_predict.defs.facts import arrivals
+from health_predict.defs.facts import SENTENCE, arrivals
 from health_predict.defs.partitions import batches
-from health_predict.defs.resources import Arrival, ReportFolder, SearchBudget
+from health_predict.defs.resources import Arrival, Gate, ReportFolder, SearchBudget
 from health_predict.drift import DriftSummary, detect, write_report
 from health_predict.evaluation import CALIBRATION_BOUNDS, Scores, score
 from health_predict.tracking import ModelVersion, Registry
 
 PROBABILITY = "probability"
 VERSION = "model_version"
-SENTENCE = "sentence"
 
 
 @dg.asset(
@@ -119,6 +118,8 @@ def batch_performance(
     batch_predictions: pd.DataFrame,
     arrival: Arrival,
     budget: SearchBudget,
+    gate: Gate,
+    registry: dg.ResourceParam[Registry],
 ) -> Any:
     """How well the scores of a batch foretold its outcomes, once those are known.
 
@@ -129,10 +130,13 @@ def batch_performance(
         wait = arrival.label_delay_seconds
         context.log.info(f"Outcomes are known {wait:,.0f} s after arrival; not scored yet.")
         return
+    scored_by = registry.version(str(batch_predictions[VERSION].iloc[0]))
     scores = score(
         future_batch[schema.LABEL].to_numpy(),
         batch_predictions[PROBABILITY].to_numpy(),
         future_batch[schema.PATIENT].to_numpy(),
+        threshold=scored_by.facts["threshold"],
+        harm=gate.harm,
         seed=budget.seed,
     )
     yield dg.Output(
@@ -141,7 +145,7 @@ def batch_performance(
             **asdict(scores),
             SENTENCE: performance_sentence(scores),
             "within_bounds": calibrated(scores),
-            "champion_version": str(batch_predictions[VERSION].iloc[0]),
+            "champion_version": scored_by.version,
         },
     )
 

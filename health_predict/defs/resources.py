@@ -9,9 +9,11 @@ from typing import Any
 import dagster as dg
 
 from health_predict.encounters import Source, read
+from health_predict.ledger import Ledger
 from health_predict.release import KubernetesPlatform, LocalPlatform, Platform
 from health_predict.schema import LabelName
 from health_predict.settings import Settings
+from health_predict.splits import Calendar
 
 
 class EncounterSource(dg.ConfigurableResource):
@@ -21,6 +23,7 @@ class EncounterSource(dg.ConfigurableResource):
     rows: int
     label: str
     seed: int
+    largest_quarantine: float
 
     def read(self) -> tuple[Any, Source]:
         """Returns the raw table and its source; see `encounters.read`."""
@@ -39,9 +42,9 @@ class Arrival(dg.ConfigurableResource):
     batches: int
     label_delay_seconds: float
 
-    def rows_a_batch(self, future_rows: int) -> int:
-        """Returns the size of a batch: as set, or the future in so many equal parts."""
-        return max(1, future_rows // self.batches) if self.batches else self.batch_rows
+    def calendar(self, rows: int) -> Calendar:
+        """Returns what arrives when, of a source with so many rows."""
+        return Calendar(rows, self.batches, self.batch_rows)
 
     def matured(self, arrived_at: float) -> bool:
         """Returns whether the outcomes of a batch that arrived then (epoch seconds) are known."""
@@ -49,11 +52,36 @@ class Arrival(dg.ConfigurableResource):
 
 
 class SearchBudget(dg.ConfigurableResource):
-    """What a search may spend."""
+    """What a search may spend, and on what."""
 
     trials: int
     workers: int
     seed: int
+    families: list[str]
+    seconds: float | None
+    backend: str
+
+
+class Gate(dg.ConfigurableResource):
+    """What the gate is told by the settings.
+
+    Attributes:
+        harm: what a needless intervention costs, in foreseen readmissions.
+        approval: whether a challenger that passed waits for a person.
+    """
+
+    harm: float
+    approval: bool
+
+
+class LedgerFile(dg.ConfigurableResource):
+    """The ledger of everything that happened to models."""
+
+    path: str
+
+    def create_resource(self, context: dg.InitResourceContext) -> Ledger:
+        """Returns the ledger."""
+        return Ledger(Path(self.path))
 
 
 class ReportFolder(dg.ConfigurableResource):
@@ -121,7 +149,11 @@ def resources(settings: Settings) -> dict[str, Any]:
     return {
         "io_manager": StoreIOManager(root=str(settings.store)),
         "source": EncounterSource(
-            data=settings.data, rows=settings.rows, label=settings.label, seed=settings.seed
+            data=settings.data,
+            rows=settings.rows,
+            label=settings.label,
+            seed=settings.seed,
+            largest_quarantine=settings.largest_quarantine,
         ),
         "arrival": Arrival(
             batch_rows=settings.batch_rows,
@@ -129,8 +161,15 @@ def resources(settings: Settings) -> dict[str, Any]:
             label_delay_seconds=settings.label_delay,
         ),
         "budget": SearchBudget(
-            trials=settings.trials, workers=settings.workers, seed=settings.seed
+            trials=settings.trials,
+            workers=settings.workers,
+            seed=settings.seed,
+            families=settings.families.split(","),
+            seconds=settings.search_seconds,
+            backend=settings.search_backend,
         ),
+        "gate": Gate(harm=settings.harm, approval=settings.approval),
+        "ledger": LedgerFile(path=str(settings.store / "ledger.jsonl")),
         "mlflow": Mlflow(
             experiment_name="readmission",
             mlflow_tracking_uri=settings.tracking_uri,

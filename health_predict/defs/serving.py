@@ -11,6 +11,8 @@ import pandas as pd
 
 from health_predict import schema
 from health_predict.defs.data import OWNERS
+from health_predict.defs.recording import move_alias, record
+from health_predict.ledger import Ledger
 from health_predict.release import (
     NAME,
     TOLERANCE,
@@ -27,17 +29,19 @@ from health_predict.tracking import ModelVersion, Registry
 GOLDEN_ROWS = 20
 
 
-@dg.asset(group_name="serving", owners=OWNERS, kinds={"bentoml"})
+@dg.asset(group_name="serving", owners=OWNERS, kinds={"bentoml"}, deps=["registered_model"])
 def readmission_bento(
-    registered_model: ModelVersion,
     registry: dg.ResourceParam[Registry],
     platform: dg.ResourceParam[Platform],
 ) -> dg.MaterializeResult[Bento]:
     """The champion compiled into a Bento: service, scorer, encoding tables, digests."""
+    champion = registry.champion()
+    if champion is None:
+        raise dg.Failure("there is no champion yet: run the job bootstrap first")
     bento = build_bento(
-        registry.load(registered_model),
-        registered_model.facts,
-        registered_model.version,
+        registry.load(champion),
+        champion.facts,
+        champion.version,
         platform.bentoml_home,
     )
     return dg.MaterializeResult(value=bento, metadata={**asdict(bento)})
@@ -45,12 +49,11 @@ def readmission_bento(
 
 @dg.asset_check(
     asset=readmission_bento,
-    additional_ins={"registered_model": dg.AssetIn(), "initial": dg.AssetIn()},
+    additional_ins={"initial": dg.AssetIn()},
     blocking=True,
 )
 def scorer_agrees_with_pipeline(
     readmission_bento: Bento,
-    registered_model: ModelVersion,
     initial: pd.DataFrame,
     registry: dg.ResourceParam[Registry],
     platform: dg.ResourceParam[Platform],
@@ -61,7 +64,8 @@ def scorer_agrees_with_pipeline(
     rows = initial.head(10_000)
     folder = Path(platform.bentoml_home) / "models" / NAME / readmission_bento.version
     compiled = Scorer.load(folder).score(rows[[*schema.INPUTS]].to_dict("records"))
-    expected = registry.load(registered_model).predict_proba(rows)[:, 1]
+    version = registry.version(readmission_bento.version)
+    expected = registry.load(version).predict_proba(rows)[:, 1]
     worst = float(np.abs(compiled - expected).max())
     return dg.AssetCheckResult(
         passed=worst <= TOLERANCE,
@@ -87,9 +91,9 @@ def readmission_image(
 def readmission_deployment(
     context: dg.AssetExecutionContext,
     readmission_image: Image,
-    registered_model: ModelVersion,
     initial: pd.DataFrame,
     registry: dg.ResourceParam[Registry],
+    ledger: dg.ResourceParam[Ledger],
     platform: dg.ResourceParam[Platform],
 ) -> dg.MaterializeResult[Deployment]:
     """What answers `/predict`: verified by asking the served model its version and its scores.
@@ -97,10 +101,19 @@ def readmission_deployment(
     If it does not answer as it should, the version before is brought back and takes the alias
     `champion` again.
     """
-    golden = _golden_rows(initial, registry, registered_model)
+    golden = _golden_rows(initial, registry, registry.version(readmission_image.version))
     deployment = platform.roll_out(readmission_image, golden, context.log.info)
+    record(
+        context,
+        ledger,
+        registry,
+        "rollback" if deployment.rolled_back else "release",
+        deployment.sentence,
+        version=deployment.version,
+        facts={"image": asdict(readmission_image), "wanted": readmission_image.version},
+    )
     if deployment.rolled_back and deployment.version:
-        registry.promote(deployment.version)
+        move_alias(context, ledger, registry, deployment.version, deployment.sentence)
     log = context.log.error if deployment.rolled_back else context.log.info
     log(deployment.sentence)
     return dg.MaterializeResult(

@@ -4,16 +4,16 @@ import hashlib
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
-from health_predict import features, schema, splits
+from health_predict import fitting, schema, splits
 from health_predict.defs.data import OWNERS, _table_facts
 from health_predict.defs.facts import NEWEST_BATCH, arrivals
 from health_predict.defs.partitions import batch_key, batch_number
 from health_predict.defs.resources import Arrival, SearchBudget
-from health_predict.tuning import SearchData, SearchResult, search
+from health_predict.search import SearchData, SearchResult, Trial
+from health_predict.tuning import search
 
 
 @dg.asset(
@@ -78,22 +78,37 @@ def no_patient_on_two_sides(training_set: pd.DataFrame) -> dg.AssetCheckResult:
     )
 
 
-def on_side(snapshot: pd.DataFrame, side: str) -> pd.DataFrame:
-    """Returns the rows of one side of a training snapshot."""
-    return snapshot[snapshot[schema.SIDE] == side]
-
-
 @dg.asset(group_name="training", owners=OWNERS, kinds={"scikitlearn", "skops"})
 def fitted_preprocessor(training_set: pd.DataFrame) -> dg.MaterializeResult[Pipeline]:
     """The preprocessor, fitted on the train side."""
-    fitted = features.preprocessor().fit(on_side(training_set, "train"))
+    fitted = fitting.fit_preprocessor(training_set)
     names = fitted.named_steps["encode"].get_feature_names_out()
     return dg.MaterializeResult(
-        value=fitted, metadata={"features": len(names), "names": ", ".join(names)}
+        value=fitted, metadata={"columns": len(names), "names": ", ".join(names)}
     )
 
 
-@dg.asset(group_name="training", owners=OWNERS, kinds={"ray", "mlflow"})
+@dg.asset_check(
+    asset=fitted_preprocessor, additional_ins={"training_set": dg.AssetIn()}, blocking=True
+)
+def no_label_leaks_into_features(
+    fitted_preprocessor: Pipeline, training_set: pd.DataFrame
+) -> dg.AssetCheckResult:
+    """No feature alone foretells the outcome so well that it must know it."""
+    aucs = fitting.single_feature_aucs(training_set, fitted_preprocessor)
+    leaking = [name for name, auc in aucs.items() if auc > fitting.LEAK_AUC]
+    strongest = sorted(aucs, key=aucs.__getitem__, reverse=True)[:5]
+    return dg.AssetCheckResult(
+        passed=not leaking,
+        metadata={
+            "leaking": ", ".join(leaking) or "none",
+            "limit": fitting.LEAK_AUC,
+            "strongest": {name: round(aucs[name], 3) for name in strongest},
+        },
+    )
+
+
+@dg.asset(group_name="training", owners=OWNERS, kinds={"ray", "optuna", "mlflow"})
 def hpo_results(
     context: dg.AssetExecutionContext,
     training_set: pd.DataFrame,
@@ -101,58 +116,53 @@ def hpo_results(
     budget: SearchBudget,
     mlflow: dg.ResourceParam[Any],
 ) -> dg.MaterializeResult[SearchResult]:
-    """The search over logistic regression, random forest and XGBoost: Ray Tune with ASHA.
+    """The search over logistic regression, random forest and XGBoost on Ray Tune.
 
-    One MLflow run holds the search, with a nested run for each candidate.
+    Optuna proposes, successive halving stops what falls behind. One MLflow run holds the search,
+    with a nested run for each candidate.
     """
     from health_predict.tracking import log_search
 
     result = search(
-        search_data(training_set, fitted_preprocessor),
+        SearchData(
+            fitting.sample(training_set, fitted_preprocessor, "train"),
+            fitting.sample(training_set, fitted_preprocessor, "validation"),
+        ),
         trials=budget.trials,
         seed=budget.seed,
         workers=budget.workers,
+        families=budget.families,
+        seconds=budget.seconds,
+        backend="serial" if budget.backend == "serial" else "ray",
+        say=context.log.info,
     )
     log_search(mlflow, result)
-    for trial in result.trials:
-        fate = "stopped" if trial.stopped_early else "full"
-        context.log.info(f"{trial.family}: AUC {trial.auc:.4f} ({fate} at {len(trial.curve)})")
     return dg.MaterializeResult(
         value=result,
         metadata={
             "winner": result.winner.family,
             "validation_auc": result.winner.auc,
-            "trials": dg.MetadataValue.table(
-                [
-                    dg.TableRecord(
-                        {
-                            "family": trial.family,
-                            "validation_auc": round(trial.auc, 4),
-                            "stages": len(trial.curve),
-                            "seconds": round(trial.seconds, 2),
-                        }
-                    )
-                    for trial in sorted(result.trials, key=lambda t: -t.auc)
-                ]
-            ),
-            "stopped_early": sum(trial.stopped_early for trial in result.trials),
+            "trials": dg.MetadataValue.table(list(map(_row, result.trials))),
+            "stopped_early": sum(trial.fate != "full" for trial in result.trials),
             "seconds": round(result.seconds, 1),
-            "ray_start_seconds": round(result.start_seconds, 1),
+            "start_seconds": round(result.start_seconds, 1),
             "mlflow_run_id": mlflow.active_run().info.run_id,
         },
     )
 
 
-def search_data(snapshot: pd.DataFrame, preprocessor: Pipeline) -> SearchData:
-    """Returns the train and validation sides as matrices."""
-    train, validation = on_side(snapshot, "train"), on_side(snapshot, "validation")
-    return SearchData(
-        preprocessor.transform(train).astype(np.float32),
-        train[schema.LABEL].to_numpy(),
-        preprocessor.transform(validation).astype(np.float32),
-        validation[schema.LABEL].to_numpy(),
+def _row(trial: Trial) -> dg.TableRecord:
+    return dg.TableRecord(
+        {
+            "trial": trial.number + 1,
+            "family": trial.family,
+            "validation_auc": round(trial.auc, 4),
+            "stages": len(trial.curve),
+            "end": trial.fate,
+            "seconds": round(trial.seconds, 2),
+        }
     )
 
 
 ASSETS = [training_set, fitted_preprocessor, hpo_results]
-CHECKS = [no_patient_on_two_sides]
+CHECKS = [no_patient_on_two_sides, no_label_leaks_into_features]
