@@ -61,8 +61,9 @@ def calibration_slope(
     """
     clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
     z = np.log(clipped / (1 - clipped))
-    slope, intercept = np.ones(len(weights)), np.zeros(len(weights))
-    for _ in range(8):  # Newton's method starts at the answer of a calibrated forecast
+    rate = _ratio(weights @ labels, weights.sum(axis=1))
+    slope, intercept = np.zeros(len(weights)), np.log(rate / (1 - rate))
+    for _ in range(8):  # Newton's method, from the forecast that knows the rate alone
         fitted = 1 / (1 + np.exp(-(intercept[:, None] + slope[:, None] * z)))
         residual = weights * (labels - fitted)
         information = weights * fitted * (1 - fitted)

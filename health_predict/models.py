@@ -24,19 +24,11 @@ Calibration = Literal["sigmoid", "isotonic"]
 
 @dataclass(frozen=True)
 class Range:
-    """An interval to draw a hyperparameter from, ends included."""
+    """An interval that a hyperparameter is searched in, ends included."""
 
     low: float
     high: float
     scale: Literal["linear", "log", "integer"] = "linear"
-
-    def draw(self, rng: np.random.Generator) -> float | int:
-        """Returns one value of the interval."""
-        if self.scale == "integer":
-            return int(rng.integers(int(self.low), int(self.high), endpoint=True))
-        if self.scale == "log":
-            return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
-        return float(rng.uniform(self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -164,7 +156,7 @@ FAMILIES: dict[str, Family] = {
             "max_depth": Range(3, 6, "integer"),
             "min_child_weight": Range(4, 40, "log"),
             "subsample": Range(0.6, 1.0),
-            "colsample_bytree": Range(0.2, 0.8),
+            "colsample_bytree": Range(0.15, 0.8),
             "reg_lambda": Range(0.5, 20, "log"),
         },
         default={
@@ -172,8 +164,8 @@ FAMILIES: dict[str, Family] = {
             "learning_rate": 0.04,
             "max_depth": 5,
             "min_child_weight": 20.0,
-            "subsample": 0.8,
-            "colsample_bytree": 0.3,
+            "subsample": 0.65,
+            "colsample_bytree": 0.35,
             "reg_lambda": 5.0,
         },
         estimator=_xgboost,
@@ -199,7 +191,12 @@ def fit_in_stages(candidate: Candidate, sample: Sample, seed: int) -> Iterator[E
 
 def fit(candidate: Candidate, sample: Sample, seed: int) -> Estimator:
     """Returns the candidate's estimator, fitted in full. Arguments as `fit_in_stages`."""
-    *_, estimator = fit_in_stages(candidate, sample, seed)
+    from threadpoolctl import threadpool_limits
+
+    # As in the search: sums made by several threads differ in their last digits, and small
+    # matrices are multiplied faster by one.
+    with threadpool_limits(1):
+        *_, estimator = fit_in_stages(candidate, sample, seed)
     return estimator
 
 

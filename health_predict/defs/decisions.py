@@ -255,8 +255,15 @@ def decide_matured(
     newest = {key: run.state for key, run in _newest(runs).items()}
     busy = {key for key, state in newest.items() if state == "running"}
     failures = Counter(run.partition for run in runs if run.state == "failed")
+    held_back = {
+        run.partition: run.held_back
+        for run in _newest(runs).values()
+        if run.held_back and run.state == "failed"
+    }
     stuck = {
-        key for key, times in failures.items() if times >= MOST_ATTEMPTS and newest[key] == "failed"
+        key
+        for key, times in failures.items()
+        if times >= MOST_ATTEMPTS and newest[key] == "failed" and key not in held_back
     }
     open_ = {key: at for key, at in arrived.items() if key not in {*scored, *busy, *stuck}}
     ripe = sorted(key for key, at in open_.items() if now >= at + delay)
@@ -277,9 +284,8 @@ def decide_matured(
             requests,
             alert=True,
         )
-    held_back = [run.held_back for run in _newest(runs).values() if run.held_back]
     if held_back:
-        return Decision(" ".join(sorted(held_back)), requests, alert=True)
+        return Decision(" ".join(sorted(held_back.values())), requests, alert=True)
     if ripe:
         return Decision(f"The outcomes of {', '.join(ripe)} are known now.", requests)
     if open_:

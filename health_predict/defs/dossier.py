@@ -1,6 +1,7 @@
 """What is told of a challenger: facts beside the model, tags, metrics, and what Dagit shows."""
 
 import base64
+import math
 import subprocess
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from health_predict import explanations, gate
 from health_predict.defs.facts import PROMOTED, SENTENCE
 from health_predict.defs.recording import latest_metadata, trigger
 from health_predict.defs.resources import EncounterSource
-from health_predict.evaluation import Verdict
+from health_predict.evaluation import Scores, Verdict
 from health_predict.fitting import Fitted
 from health_predict.scorer import Contributions
 from health_predict.settings import ROOT
@@ -90,9 +91,14 @@ def recorded(facts: dict[str, Any], run_id: str, verdict: Verdict) -> dict[str, 
         **{key: facts[key] for key in kept},
         "mlflow_run_id": run_id,
         "promoted": verdict.promoted,
-        "challenger": asdict(verdict.challenger),
-        "champion": verdict.champion and asdict(verdict.champion),
+        "challenger": _finite(verdict.challenger),
+        "champion": verdict.champion and _finite(verdict.champion),
     }
+
+
+def _finite(scores: Scores) -> dict[str, float | None]:
+    """Returns scores as JSON can hold them: a constant forecast has no calibration slope."""
+    return {k: v if math.isfinite(v) else None for k, v in asdict(scores).items()}
 
 
 def metrics(verdict: Verdict) -> dict[str, float]:
