@@ -158,7 +158,9 @@ def _main() -> None:
     built = []
     for version, c in (one.split("=") for one in wanted):
         candidate = models.Candidate("logistic_regression", {"C": float(c)})
-        pipeline = models.pipeline(preprocessor, models.fit(candidate, x, y, 0), x, y)
+        pipeline = models.pipeline(
+            preprocessor, models.fit(candidate, models.Sample(x, y), 0), x, y
+        )
         facts = {
             **{"name": "readmission", "version": version, "run_id": "none", "data": "synthetic"},
             **{"threshold": 0.5, "risk_bands": {"low": 0.0, "high": 0.6}},

@@ -17,7 +17,7 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from sklearn.pipeline import Pipeline  # noqa: E402
 
-from health_predict import encounters, features, models, schema, scorer, splits  # noqa: E402
+from health_predict import compiling, encounters, features, models, schema, splits  # noqa: E402
 
 SMALL: dict[str, models.Params] = {
     "logistic_regression": {"C": 0.05},
@@ -86,7 +86,11 @@ def pipelines(cohort: pd.DataFrame) -> dict[str, Pipeline]:
     return {
         family: models.pipeline(
             preprocessor,
-            models.fit(models.Candidate(family, params), x, train[schema.LABEL].to_numpy(), 0),
+            models.fit(
+                models.Candidate(family, params),
+                models.Sample(x, train[schema.LABEL].to_numpy()),
+                0,
+            ),
             unseen,
             held_out[schema.LABEL].to_numpy(),
         )
@@ -101,7 +105,7 @@ def compiled(
     """Each family's pipeline compiled for serving; copy a folder before changing it."""
     folders = {family: tmp_path_factory.mktemp(family) for family in pipelines}
     for family, folder in folders.items():
-        scorer.compile_pipeline(pipelines[family], FACTS, folder)
+        compiling.compile_pipeline(pipelines[family], FACTS, folder)
     return folders
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ import dagster as dg
 import pandas as pd
 import psutil
 import pytest
+from starlette.testclient import TestClient
 
-from health_predict import schema, splits, story, supervisor
+from health_predict import encounters, schema, service, splits, story, supervisor
 from health_predict.definitions import assemble
-from health_predict.defs.automation import deploy_decision, retrain_decision
+from health_predict.defs.automation import deploy_decision, matured_decision, retrain_decision
 from health_predict.defs.facts import events, observations
 from health_predict.defs.training import no_patient_on_two_sides
-from health_predict.release import LocalPlatform, post
+from health_predict.ledger import Entry, Ledger
+from health_predict.models import FAMILIES
+from health_predict.release import NAME, LocalPlatform, post
+from health_predict.scorer import Scorer
 from health_predict.settings import Settings
 from health_predict.tracking import Registry, RegistryError
 
@@ -50,6 +55,12 @@ class World:
 
     def registry(self) -> Registry:
         return Registry(self.settings.tracking_uri, self.settings.var / "mlflow-artifacts")
+
+    def ledger(self) -> list[Entry]:
+        """Returns the entries, verified against the digest that the registry remembers."""
+        ledger = Ledger(self.settings.store / "ledger.jsonl")
+        assert ledger.verify(self.registry().ledger_head()) == len(ledger.entries())
+        return ledger.entries()
 
     def told(self) -> story.LoopStory:
         return story.tell(self.instance)
@@ -138,6 +149,28 @@ def test_a_test_side_patient_in_the_training_snapshot_fails_the_blocking_check(
     assert not no_patient_on_two_sides(moved).passed
 
 
+def test_a_patient_on_two_sides_fails_the_run_and_nothing_is_learned(
+    champion: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = splits.with_side
+
+    def leaking(frame: pd.DataFrame) -> pd.DataFrame:
+        sided = honest(frame)
+        row = sided.index[sided[schema.SIDE] == "test"][0]
+        sided.loc[row, schema.SIDE] = "train"
+        return sided
+
+    before = champion.registry().champion()
+    monkeypatch.setattr(splits, "with_side", leaking)
+    result = champion.run("retrain", raise_on_error=False)
+    assert not result.success
+    failed = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
+    assert failed == {"no_patient_on_two_sides"}
+    made = {e.asset_key.to_user_string() for e in result.get_asset_materialization_events()}
+    assert made == {"training_set"}
+    assert champion.registry().champion() == before
+
+
 @pytest.fixture(scope="module")
 def deployed(champion: World) -> World:
     assert deploy_decision(champion.instance).requests
@@ -163,6 +196,18 @@ def test_a_roll_out_that_is_done_is_not_asked_for_again(deployed: World) -> None
     decision = deploy_decision(deployed.instance)
     assert not decision.requests
     assert "20 rows verified" in decision.sentence
+
+
+def test_the_ledger_tells_the_way_of_the_first_champion_to_its_port(deployed: World) -> None:
+    entries = deployed.ledger()
+    assert [e.kind for e in entries] == ["verdict", "registration", "alias_move", "release"]
+    verdict, registration, move, release = entries
+    version = deployed.registry().champion()
+    assert version is not None
+    assert verdict.why == version.facts["verdict"]
+    assert verdict.facts["fingerprint"] == version.facts["fingerprint"]
+    assert (registration.version, release.version) == (version.version, version.version)
+    assert (move.before, move.after) == (None, version.version)
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +286,9 @@ def test_a_refused_challenger_leaves_the_champion_and_runs_nothing_downstream(
     ]
     assert not check.passed
     assert check.severity is dg.AssetCheckSeverity.WARN
+    newest = retrained.ledger()[-1]
+    assert (newest.kind, newest.facts["promoted"]) == ("verdict", False)
+    assert newest.why == told[-1].metadata["sentence"]
 
 
 def test_no_identifier_is_written_where_people_look(retrained: World) -> None:
@@ -261,3 +309,204 @@ def test_no_identifier_is_written_where_people_look(retrained: World) -> None:
 
 def _newest_run(world: World) -> str:
     return world.instance.get_run_records(limit=1)[0].dagster_run.run_id
+
+
+@contextmanager
+def another(world: World, folder: Path, **values: Any) -> Iterator[World]:
+    """Yields a world of its own with a quick search; BentoML keeps one store a process."""
+    var = folder / "var"
+    var.mkdir()
+    world.settings.bentoml_home.mkdir(parents=True, exist_ok=True)
+    (var / "bentoml").symlink_to(world.settings.bentoml_home)
+    quick = {"rows": 16_000, "trials": 3, "search_backend": "serial", "seed": 7}
+    settings = Settings(var=var, port=free_port(), **{**quick, **values})
+    with dg.instance_for_test() as instance:
+        yield World(settings, instance, assemble(settings))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_comes_from_the_search_to_the_answer_of_the_service(
+    world: World, tmp_path: Path, family: str
+) -> None:
+    with another(world, tmp_path, families=family) as own:
+        assert own.run("bootstrap").success
+        version = own.registry().champion()
+        assert version is not None
+        assert version.family == family
+        built = own.run("deploy", asset_selection=[dg.AssetKey("readmission_bento")])
+        assert built.success
+        folder = own.settings.bentoml_home / "models" / NAME / version.version
+        rows = pd.read_parquet(own.settings.store / "future.parquet").head(40)
+        expected = own.registry().load(version).predict_proba(rows)[:, 1]
+        service.app.state.scorer = Scorer.load(folder)
+        try:
+            client = TestClient(service.app)
+            records = rows[list(schema.INPUTS)].to_dict("records")
+            answers = [client.post("/predict", json=record).json() for record in records]
+        finally:
+            del service.app.state.scorer
+        told = [answer["probability_score"] for answer in answers]
+        assert told == pytest.approx(expected, abs=1e-6)
+        assert {answer["model"]["run_id"] for answer in answers} == {version.run_id}
+
+
+@pytest.fixture(scope="module")
+def waiting(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("waiting")
+    with another(world, folder, families="logistic_regression", approval=True) as own:
+        assert own.run("bootstrap").success
+        yield own
+
+
+def approve(world: World, **config: str) -> dg.ExecuteInProcessResult:
+    ops = {"release_challenger": {"config": config}}
+    return world.run("approve", run_config={"ops": ops}, raise_on_error=False)
+
+
+def test_where_approval_is_asked_for_a_challenger_that_passed_waits(waiting: World) -> None:
+    assert waiting.registry().champion() is None
+    challenger = waiting.registry().challenger()
+    assert challenger is not None
+    assert not events(waiting.instance, "registered_model")
+    (observed,) = observations(waiting.instance, "registered_model")
+    assert observed.metadata["waiting_version"] == challenger.version
+    assert "waits for the job approve" in observed.metadata["sentence"]
+    assert not deploy_decision(waiting.instance).requests
+    assert [e.kind for e in waiting.ledger()] == ["verdict", "registration"]
+
+
+def test_a_challenger_that_waits_is_not_called_refused(waiting: World) -> None:
+    decision = retrain_decision(waiting.instance, 0)
+    assert not decision.requests
+    assert "refused" not in decision.sentence
+    assert "approve" in decision.sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"reason": "  "}, "an approval needs a name and a reason"),
+        ({"name": ""}, "an approval needs a name and a reason"),
+        ({"version": "9"}, "version 9 does not wait for approval, version 1 does"),
+    ],
+)
+def test_an_approval_that_says_too_little_or_the_wrong_version_releases_nothing(
+    waiting: World, change: dict[str, str], words: str
+) -> None:
+    result = approve(waiting, **{"version": "1", "name": "Ada", "reason": "read it", **change})
+    assert not result.success
+    (failure,) = [e for e in result.all_events if e.event_type_value == "STEP_FAILURE"]
+    assert words in str(failure.event_specific_data)
+    assert waiting.registry().champion() is None
+    assert "approval" not in [e.kind for e in waiting.ledger()]
+
+
+def test_an_approval_with_name_and_reason_releases_the_challenger_once(waiting: World) -> None:
+    approval = {"version": "1", "name": "Ada Lovelace", "reason": "I read the card."}
+    assert approve(waiting, **approval).success
+    champion = waiting.registry().champion()
+    assert champion is not None
+    assert champion.version == "1"
+    assert waiting.registry().challenger() is None
+    entries = waiting.ledger()
+    kinds = [e.kind for e in entries]
+    assert kinds == ["verdict", "registration", "approval", "alias_move"]
+    assert [e.who for e in entries[2:]] == ["Ada Lovelace"] * 2
+    assert "I read the card." in entries[2].why
+    (request,) = deploy_decision(waiting.instance).requests
+    assert request.job == "deploy"
+    assert "Ada Lovelace" in deploy_decision(waiting.instance).sentence
+    assert not approve(waiting, **approval).success, "nothing waits any more"
+    assert waiting.ledger() == entries
+
+
+BATCHES, BROKEN = 20, {"batch-0001": 0.60, "batch-0002": 0.03}
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A world whose source has broken rows in two batches."""
+
+    world: World
+    source: Path
+    whole: pd.DataFrame
+    rows: dict[str, range]
+
+    def broken(self, batch: str) -> pd.Index:
+        span = self.rows[batch]
+        return self.whole.index[span.start : span.start + int(BROKEN[batch] * len(span))]
+
+    def write(self, *batches: str) -> None:
+        """Writes the source with the rows of these batches broken."""
+        frame = self.whole.copy()
+        for batch in batches:
+            frame.loc[self.broken(batch), "time_in_hospital"] = "many"
+        frame.to_csv(self.source, index=False)
+
+    def scored(self, batch: str) -> Path:
+        return self.world.settings.store / "batch_predictions" / f"{batch}.parquet"
+
+
+@pytest.fixture(scope="module")
+def damaged(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Damaged]:
+    folder = tmp_path_factory.mktemp("damaged")
+    whole = encounters.read("synthetic", rows=16_000, seed=7)[0]
+    order = whole["encounter_id"].astype(int).argsort(kind="stable")
+    whole = whole.iloc[order].reset_index(drop=True)
+    calendar = splits.Calendar(len(whole), BATCHES, 0)
+    rows = {f"batch-000{n}": calendar.span(n) for n in (1, 2)}
+    source = folder / "table.csv"
+    values = {"data": str(source), "batches": BATCHES, "families": "logistic_regression"}
+    with another(world, folder, **values) as own:
+        made = Damaged(own, source, whole, rows)
+        made.write(*BROKEN)
+        assert own.run("bootstrap").success
+        yield made
+
+
+def ingest(damaged: Damaged, batch: str) -> dg.ExecuteInProcessResult:
+    damaged.world.instance.add_dynamic_partitions("batches", [batch])
+    return damaged.world.run("ingest_batch", partition_key=batch, raise_on_error=False)
+
+
+def test_a_batch_with_a_few_broken_rows_is_scored_without_them(damaged: Damaged) -> None:
+    assert ingest(damaged, "batch-0002").success
+    scored = pd.read_parquet(damaged.scored("batch-0002"))
+    ids = damaged.whole["encounter_id"].astype(int)
+    broken, span = damaged.broken("batch-0002"), damaged.rows["batch-0002"]
+    assert not set(scored[schema.ENCOUNTER_ID]) & set(ids[broken])
+    assert set(scored[schema.ENCOUNTER_ID]) <= set(ids[span.start : span.stop])
+    assert len(scored) > 0.9 * (len(span) - len(broken))
+    (event,) = events(damaged.world.instance, "future_batch")
+    assert event.metadata["quarantined"] == len(broken)
+
+
+def test_a_batch_that_is_mostly_broken_is_held_back_and_told_to_a_person(
+    damaged: Damaged,
+) -> None:
+    result = ingest(damaged, "batch-0001")
+    assert not result.success
+    assert not result.get_asset_materialization_events()
+    assert not damaged.scored("batch-0001").exists()
+    decision = matured_decision(damaged.world.instance, 0)
+    assert decision.alert
+    words = "batch-0001 is held back: 60% of its rows break the contract (at most 5% may)"
+    assert words in decision.sentence
+    assert "most often in time_in_hospital" in decision.sentence
+    assert "refresh_data" in decision.sentence
+
+
+def test_a_batch_that_was_held_back_is_scored_once_its_source_is_mended(
+    damaged: Damaged,
+) -> None:
+    untouched = pd.read_parquet(damaged.world.settings.store / "future_batch/batch-0002.parquet")
+    damaged.write("batch-0002")
+    assert damaged.world.run("refresh_data").success
+    assert ingest(damaged, "batch-0001").success
+    scored = pd.read_parquet(damaged.scored("batch-0001"))
+    mended = set(damaged.whole["encounter_id"].astype(int)[damaged.broken("batch-0001")])
+    assert len(mended & set(scored[schema.ENCOUNTER_ID])) > 0.9 * len(mended)
+    assert not matured_decision(damaged.world.instance, 0).alert
+    assert ingest(damaged, "batch-0002").success
+    again = pd.read_parquet(damaged.world.settings.store / "future_batch/batch-0002.parquet")
+    pd.testing.assert_frame_equal(again, untouched)

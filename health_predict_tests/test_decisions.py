@@ -44,8 +44,13 @@ def run(
     trigger: int | None = None,
     newest_batch: int | None = None,
     partition: str | None = None,
+    held_back: str = "",
 ) -> Run:
-    return Run("0123456789", job, state, trigger, 1, newest_batch, NOW, partition=partition)
+    return Run(
+        *("0123456789", job, state, trigger, 1, newest_batch, NOW),
+        partition=partition,
+        held_back=held_back,
+    )
 
 
 def test_the_first_champion_is_trained_without_being_asked() -> None:
@@ -266,6 +271,36 @@ def test_a_batch_that_was_mended_by_hand_raises_no_alert() -> None:
     failed = run("failed", job="ingest_batch", partition="batch-0001")
     mended = run("succeeded", job="ingest_batch", partition="batch-0001")
     decision = decide_matured({"batch-0001": NOW}, ["batch-0001"], [mended, *[failed] * 3], 0, NOW)
+    assert not decision.alert
+
+
+def held_back(state: str = "failed", batch: str = "batch-0002") -> Run:
+    words = f"{batch} is held back: 60% of its rows break the contract."
+    return run(state, job="ingest_batch", partition=batch, held_back=words)
+
+
+def test_a_batch_that_is_held_back_is_told_to_a_person_and_the_others_go_on() -> None:
+    decision = decide_matured({"batch-0001": NOW - 100}, [], [held_back()], 60, NOW)
+    assert decision.alert
+    assert decision.sentence == held_back().held_back
+    assert [r.partition for r in decision.requests] == ["batch-0001"]
+
+
+def test_a_batch_that_was_held_back_and_then_arrived_raises_no_alert() -> None:
+    runs = [run("succeeded", job="ingest_batch", partition="batch-0002"), held_back()]
+    decision = decide_matured({"batch-0002": NOW}, ["batch-0002"], runs, 0, NOW)
+    assert not decision.alert
+
+
+def test_a_batch_that_is_held_back_again_and_again_is_still_told_by_its_reason() -> None:
+    decision = decide_matured({}, [], [held_back()] * MOST_ATTEMPTS, 0, NOW)
+    assert decision.alert
+    assert decision.sentence == held_back().held_back
+
+
+def test_a_run_that_took_its_tags_from_one_held_back_and_succeeded_raises_no_alert() -> None:
+    runs = [held_back("succeeded"), held_back()]
+    decision = decide_matured({"batch-0002": NOW}, ["batch-0002"], runs, 0, NOW)
     assert not decision.alert
 
 

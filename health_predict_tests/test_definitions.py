@@ -25,6 +25,7 @@ CHECKS = {
     "cohort_excludes_hospice_and_death": "encounters",
     "label_rate_is_plausible": "encounters",
     "no_patient_on_two_sides": "training_set",
+    "no_label_leaks_into_features": "fitted_preprocessor",
     "challenger_beats_champion": "registered_model",
     "scorer_agrees_with_pipeline": "readmission_bento",
     "serves_the_champion": "readmission_deployment",
@@ -36,6 +37,7 @@ BLOCKING = {
     "cohort_excludes_hospice_and_death",
     "label_rate_is_plausible",
     "no_patient_on_two_sides",
+    "no_label_leaks_into_features",
     "scorer_agrees_with_pipeline",
 }
 FRESH = {"raw_encounters", "registered_model", "readmission_deployment"}
@@ -102,15 +104,23 @@ def test_freshness_is_watched_where_age_does_harm(repository: dg.RepositoryDefin
     assert fresh == FRESH
 
 
-def test_the_four_jobs_are_the_slices_of_the_graph(repository: dg.RepositoryDefinition) -> None:
-    assert {job.name for job in JOBS} == {"bootstrap", "ingest_batch", "retrain", "deploy"}
-    everything = {name for group in GROUPS.values() for name in group}
-    covered = {
-        key.to_user_string()
+SLICES = {"bootstrap", "ingest_batch", "retrain", "deploy", "refresh_data"}
+
+
+def test_the_jobs_are_the_slices_of_the_graph_and_an_approval(
+    repository: dg.RepositoryDefinition,
+) -> None:
+    assert {job.name for job in JOBS} == {*SLICES, "approve"}
+    assets = {
+        job.name: {
+            key.to_user_string()
+            for key in repository.get_job(job.name).asset_layer.executable_asset_keys
+        }
         for job in JOBS
-        for key in repository.get_job(job.name).asset_layer.executable_asset_keys
     }
-    assert covered == everything
+    assert set.union(*assets.values()) == {name for group in GROUPS.values() for name in group}
+    assert assets["refresh_data"] == GROUPS["data"] - PARTITIONED
+    assert not assets["approve"]
 
 
 def test_the_loop_is_on_by_default(repository: dg.RepositoryDefinition) -> None:

@@ -51,6 +51,11 @@ def read(location: str | Path) -> pd.DataFrame:
     return encounters.read(str(location), rows=1, seed=0)[0]
 
 
+def as_it_came(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns rows without what the contract added to them."""
+    return frame.drop(columns=[encounters.REASON, schema.POSITION], errors="ignore")
+
+
 def contract_of(frame: pd.DataFrame, **changes: str | None) -> tuple[pd.DataFrame, str]:
     """Breaks one row in the middle; returns the accepted rows and the reason of the one refused."""
     broken = frame.copy()
@@ -58,7 +63,7 @@ def contract_of(frame: pd.DataFrame, **changes: str | None) -> tuple[pd.DataFram
     accepted, quarantined = encounters.apply_contract(broken)
     assert len(accepted) == len(frame) - 1
     (reason,) = quarantined[encounters.REASON]
-    came = quarantined.drop(columns=encounters.REASON)
+    came = as_it_came(quarantined)
     pd.testing.assert_frame_equal(came, broken.iloc[[17]].reset_index(drop=True))
     return accepted, reason
 
@@ -283,7 +288,7 @@ def test_whole_rows_are_accepted_and_typed(few):
     assert {kinds[c] for c in (*schema.CODES, *schema.COUNTS)} == {"int32"}
     texts = (*schema.CLOSED, *schema.OPEN, schema.OUTCOME)
     assert {kinds[c] for c in texts} == {"object"}
-    pd.testing.assert_frame_equal(accepted.astype(str).astype(object), few)
+    pd.testing.assert_frame_equal(as_it_came(accepted).astype(str).astype(object), few)
 
 
 @pytest.mark.parametrize("value", ["0", "15", "-1", "2.5", "", "abc", "inf", "nan", "1_0", None])
@@ -365,7 +370,9 @@ def test_accepted_and_quarantined_are_all_rows_each_once(few):
     assert len(accepted) + len(quarantined) == ROWS
     assert quarantined["diag_1"].tolist() == few["diag_1"].iloc[[2, 5, 6, 9, 30]].tolist()
     assert quarantined[encounters.REASON].notna().all()
-    together = pd.concat([accepted.astype(str), quarantined.drop(columns=encounters.REASON)])
+    places = [*accepted[schema.POSITION], *quarantined[schema.POSITION]]
+    assert sorted(places) == list(range(ROWS))
+    together = pd.concat([as_it_came(accepted).astype(str), as_it_came(quarantined)])
     assert sorted(map(tuple, together.to_numpy())) == sorted(map(tuple, few.to_numpy()))
 
 
@@ -381,6 +388,17 @@ def test_no_reason_holds_an_identifier(few):
     reasons = " ".join(quarantined[encounters.REASON])
     assert len(quarantined) == ROWS
     assert not any(n in reasons for c in schema.IDENTIFIERS for n in few[c])
+
+
+def test_a_row_whose_number_is_broken_keeps_its_place_among_its_neighbours(few):
+    accepted, quarantined = encounters.apply_contract(few)
+    place = dict(zip(accepted["encounter_id"], accepted[schema.POSITION], strict=True))
+    broken = few.assign(encounter_id=few["encounter_id"].where(few.index != few.index[12], "?"))
+    accepted, quarantined = encounters.apply_contract(broken)
+    assert quarantined[schema.POSITION].tolist() == [place[int(few["encounter_id"].iloc[12])]]
+    assert dict(zip(accepted["encounter_id"], accepted[schema.POSITION], strict=True)).items() <= (
+        place.items()
+    )
 
 
 def test_the_raw_table_is_left_as_it_was(few):

@@ -35,41 +35,16 @@ def test_no_identifier_and_no_outcome_is_modelled():
 
 
 @pytest.mark.parametrize(
-    ("code", "chapter"),
-    [
-        ("250", "diabetes"),
-        ("250.83", "diabetes"),
-        ("249.9", "other"),
-        ("251", "other"),
-        ("389.9", "other"),
-        ("390", "circulatory"),
-        ("459.9", "circulatory"),
-        ("785", "circulatory"),
-        ("486", "respiratory"),
-        ("786.5", "respiratory"),
-        ("574", "digestive"),
-        ("787", "digestive"),
-        ("820", "injury"),
-        ("999", "injury"),
-        ("715", "musculoskeletal"),
-        ("599", "genitourinary"),
-        ("788", "genitourinary"),
-        ("140", "neoplasms"),
-        ("239", "neoplasms"),
-        ("8", "other"),
-        ("V57", "external"),
-        ("E909", "external"),
-        ("?", "missing"),
-    ],
+    ("code", "block"),
+    [("250", "250"), ("250.83", "250"), ("8", "8"), ("V57", "V57"), ("E909", "E909"), ("?", "?")],
 )
-def test_diagnoses_fall_into_the_groups_of_the_published_study(code, chapter):
-    assert features.icd9_chapter(code) == chapter
+def test_a_diagnosis_belongs_to_the_block_before_its_point(code, block):
+    assert features.icd9_block(code) == block
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "9" * 80, "-7", "1000"])
 def test_what_only_a_parser_takes_for_a_number_is_no_diagnosis_number(text):
     assert features.icd9_number(text) == features.UNNUMBERED
-    assert features.icd9_chapter(text) == "missing"
 
 
 def test_a_diagnosis_number_keeps_its_decimals():
@@ -81,6 +56,22 @@ def test_medications_are_counted_by_what_was_done_with_them():
     dosages = ["No", "Steady", "Up", "Down", "Up"]
     assert features.changed_medications(*dosages) == 3
     assert features.taken_medications(*dosages) == 4
+
+
+def test_what_was_not_recorded_is_counted():
+    assert features.missing_fields("?", "250", "?", "MC") == 2
+    table = [np.array(column, dtype=object) for column in (["?", "1"], ["?", "?"])]
+    assert features.missing_fields(*table).tolist() == [2, 1]
+
+
+def test_every_feature_has_columns_of_its_own_in_the_matrix(cohort):
+    fitted = features.preprocessor().fit(cohort)
+    names = fitted.named_steps["encode"].get_feature_names_out()
+    found = features.columns(fitted)
+    assert list(found) == [*features.NUMERIC, *features.CATEGORICAL]
+    assert [i for columns in found.values() for i in columns] == list(range(len(names)))
+    for feature, columns in found.items():
+        assert all(names[i].startswith(feature) for i in columns), feature
 
 
 def test_ages_are_the_middle_of_their_band():
@@ -104,19 +95,19 @@ def test_numbers_are_standardised_by_what_was_learned(cohort):
 
 def test_rare_and_unseen_levels_share_one_column(cohort):
     learned = cohort.copy()
-    learned["race"] = "Caucasian"
-    learned.loc[:9, "race"] = "Few"
+    learned["payer_code"] = "MC"
+    learned.loc[:9, "payer_code"] = "Few"
     fitted = features.preprocessor().fit(learned)
     names = list(fitted.named_steps["encode"].get_feature_names_out())
-    asked = learned.iloc[:3].assign(race=["Few", "Never seen", "Caucasian"])
-    column = fitted.transform(asked)[:, names.index("race_infrequent_sklearn")]
+    asked = learned.iloc[:3].assign(payer_code=["Few", "Never seen", "MC"])
+    column = fitted.transform(asked)[:, names.index("payer_code_infrequent_sklearn")]
     assert column.tolist() == [1, 1, 0]
 
 
 def test_an_unseen_level_has_no_column_where_none_was_pooled(cohort):
-    learned = cohort.assign(race="Caucasian")
+    learned = cohort.assign(payer_code="MC")
     fitted = features.preprocessor().fit(learned)
     names = list(fitted.named_steps["encode"].get_feature_names_out())
-    assert [n for n in names if n.startswith("race")] == ["race_Caucasian"]
-    asked = learned.iloc[:2].assign(race=["Never seen", "Caucasian"])
-    assert fitted.transform(asked)[:, names.index("race_Caucasian")].tolist() == [0, 1]
+    assert [n for n in names if n.startswith("payer_code")] == ["payer_code_MC"]
+    asked = learned.iloc[:2].assign(payer_code=["Never seen", "MC"])
+    assert fitted.transform(asked)[:, names.index("payer_code_MC")].tolist() == [0, 1]

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict import schema, splits
+from health_predict import encounters, schema, splits
+from health_predict.splits import Calendar
 
 
 def test_sides_are_what_they_have_always_been():
@@ -21,7 +22,10 @@ def test_a_side_depends_on_the_patient_alone(cohort):
 
 
 def test_no_patient_is_on_two_sides_in_past_and_future_together(cohort):
-    parts = [splits.with_side(part(cohort)) for part in (splits.initial, splits.future)]
+    now = Calendar(6_000, 4, 0).initial_rows
+    spans = (range(now), range(now, 6_000))
+    parts = [splits.with_side(splits.within(cohort, span)) for span in spans]
+    assert sum(map(len, parts)) == len(cohort)
     sides = pd.concat(parts).groupby(schema.PATIENT)[schema.SIDE].nunique()
     repeated = cohort[schema.PATIENT].value_counts()
     assert (repeated > 1).any()
@@ -40,27 +44,48 @@ def test_with_side_leaves_the_frame_it_was_given_alone(cohort):
     assert list(cohort.columns) == before
 
 
-@pytest.mark.parametrize("rows", [0, 1, 4, 5, 99, 1000])
-def test_initial_and_future_are_the_whole_in_order(rows):
-    frame = pd.DataFrame({"n": np.arange(rows)})
-    first, rest = splits.initial(frame), splits.future(frame)
-    assert [*first["n"], *rest["n"]] == list(range(rows))
-    assert len(first) == int(rows * 0.2)
-    assert list(rest.index) == list(range(len(rest)))
+@pytest.mark.parametrize(
+    ("rows", "batches", "size"),
+    [(1000, 0, 250), (1000, 0, 300), (100, 0, 300), (999, 0, 1), (1000, 7, 250), (1000, 1, 9)],
+)
+def test_the_initial_rows_and_the_batches_are_the_whole_in_order(rows, batches, size):
+    calendar = Calendar(rows, batches, size)
+    spans = [calendar.span(k) for k in range(1, calendar.count + 1)]
+    assert calendar.initial_rows == int(rows * 0.2)
+    whole = [*range(calendar.initial_rows), *(position for span in spans for position in span)]
+    assert whole == list(range(rows))
+    assert all(len(span) == calendar.rows_a_batch for span in spans[:-1])
+    assert calendar.count == 1 or len(spans[-1]) < 2 * calendar.rows_a_batch
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1000, 250), (1000, 300), (100, 300), (999, 1)])
-def test_the_batches_are_the_future_in_order(rows, size):
-    frame = pd.DataFrame({"n": np.arange(rows)})
-    count = splits.batch_count(rows, size)
-    batches = [splits.batch(frame, k, size) for k in range(1, count + 1)]
-    assert pd.concat(batches)["n"].tolist() == list(range(rows))
-    assert all(len(b) == size for b in batches[:-1])
-    assert count == 1 or size <= len(batches[-1]) < 2 * size
+def test_a_number_of_batches_outranks_their_size():
+    assert Calendar(1000, 8, 300).count == 8
+    assert Calendar(1000, 0, 300).count == 2
 
 
 @pytest.mark.parametrize("number", [-1, 0, 4])
 def test_a_batch_that_does_not_exist_is_refused_by_number(number):
-    frame = pd.DataFrame({"n": np.arange(30)})
-    with pytest.raises(ValueError, match=f"no batch {number}: the future holds 3 of 10 rows"):
-        splits.batch(frame, number, 10)
+    with pytest.raises(ValueError, match=f"no batch {number}: the future holds 3 of 8 rows"):
+        Calendar(30, 3, 0).span(number)
+
+
+def test_a_span_holds_the_rows_at_its_positions_in_order_and_no_other():
+    frame = pd.DataFrame({schema.POSITION: [7, 2, 5, 4, 9]}, index=list("abcde"))
+    inside = splits.within(frame, range(4, 9))
+    assert inside[schema.POSITION].tolist() == [4, 5, 7]
+    assert list(inside.index) == [0, 1, 2]
+
+
+def test_a_row_that_breaks_moves_no_other_row_to_another_batch(raw):
+    calendar = Calendar(len(raw), 6, 0)
+    broken = raw.copy()
+    broken.loc[broken.index[1_500:1_600], "gender"] = "X"  # in the first batch, of 800 rows
+
+    def batches(table):
+        cohort = encounters.cohort(encounters.apply_contract(table)[0], "any")
+        return [splits.within(cohort, calendar.span(k)) for k in range(1, 7)]
+
+    whole, damaged = batches(raw), batches(broken)
+    assert len(damaged[0]) < len(whole[0])
+    for before, after in zip(whole[1:], damaged[1:], strict=True):
+        pd.testing.assert_frame_equal(before, after)

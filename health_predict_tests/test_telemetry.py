@@ -81,10 +81,12 @@ import bentoml
 import health_predict.service
 assert bentoml.models.list() == []
 
+from health_predict.models import Sample
 from health_predict.tuning import SearchData, search
 x = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
 y = (x[:, 0] > 0).astype(int)
-assert len(search(SearchData(x, y, x, y), trials=3, seed=0).trials) == 3
+sample = Sample(x, y)
+assert len(search(SearchData(sample, sample), trials=3, seed=0).trials) == 3
 
 time.sleep(3)  # telemetry is sent by threads that first collect
 print("used")
