@@ -11,7 +11,7 @@ USED := alembic.command bentoml.bentos bentoml_cli.cli _bentoml_impl.server.serv
   dagster._grpc.server dagster_mlflow dagster_webserver.cli evidently.presets health_predict.cli \
   health_predict.definitions health_predict.loop health_predict.page health_predict.terminal \
   health_predict.tracking jinja2 mlflow.sklearn mlflow.store.model_registry.sqlalchemy_store \
-  mlflow.store.tracking.sqlalchemy_store pandera.pandas psutil pyarrow.dataset pyarrow.parquet \
+  mlflow.store.tracking.sqlalchemy_store matplotlib.backends.backend_agg optuna pandera.pandas psutil pyarrow.dataset pyarrow.parquet \
   ray.tune.schedulers ray.tune.logger ray._private.node sklearn.calibration sklearn.ensemble \
   sklearn.frozen sklearn.linear_model skops.io tenacity uvicorn xgboost
 define COMPILE_WHAT_IS_USED
@@ -31,10 +31,10 @@ ROWS ?= 30000
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev serve test lint bench lock clean
+.PHONY: help install demo dev serve test lint bench bench-hpo bench-gate results ablation lock clean
 
 help:  ## List the targets.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # The lock holds every package that is needed, so nothing is left to resolve. Byte code is made of
 # what is imported: all of it would take 320 MB more; with none, each run compiles its imports anew
@@ -72,6 +72,18 @@ lint: $(READY)  ## Style, types, definitions.
 
 bench: $(READY)  ## Where the seconds go from drift to the new version serving: var/bench/loop.json
 	$(BIN)/python -m benchmarks.loop
+
+bench-hpo: $(READY)  ## What a search costs, against one process and the usual way: var/bench/hpo.json
+	$(BIN)/python -W ignore -m benchmarks.hpo --data "$(DATA)"
+
+bench-gate: $(READY)  ## How often the gate is right about known challengers: var/bench/gate.json
+	$(BIN)/python -W ignore -m benchmarks.gate --data "$(DATA)"
+
+results: $(READY)  ## Never against always retrained, part by part: var/bench/results.json
+	$(BIN)/python -W ignore -m benchmarks.results --data "$(DATA)"
+
+ablation: $(READY)  ## What each feature is worth on later parts: var/bench/ablation.json
+	$(BIN)/python -W ignore -m benchmarks.ablation --data "$(DATA)"
 
 # Needs uv, which only whoever changes the dependencies has to have.
 lock:  ## Make both lock files anew from pyproject.toml.
