@@ -72,7 +72,8 @@ def usual(data: str, rows: int, trials: int) -> dict[str, Any]:
     from ray.tune.schedulers import ASHAScheduler
 
     frame = snapshot(data, rows)
-    wide = pd.get_dummies(frame[[*schema.INPUTS]], dtype=float)
+    dummies = pd.get_dummies(frame[[*schema.INPUTS]], dtype=float)
+    wide = dummies.set_axis(range(dummies.shape[1]), axis=1)  # XGBoost refuses "[" in a name
     learn, check = (frame[schema.SIDE] == side for side in ("train", "validation"))
     y = frame[schema.LABEL]
     began, best = time.monotonic(), 0.0
@@ -98,7 +99,7 @@ def usual(data: str, rows: int, trials: int) -> dict[str, Any]:
             tune_config=tune.TuneConfig(
                 metric="auc", mode="max", scheduler=ASHAScheduler(), num_samples=trials // 3
             ),
-            run_config=tune.RunConfig(verbose=0),
+            run_config=tune.RunConfig(verbose=0, storage_path=str(BENCH / "usual")),
         )
         best = max(best, (tuner.fit().get_best_result().metrics or {})["auc"])
     ray.shutdown()
