@@ -86,7 +86,7 @@ DERIVED: dict[str, Derived] = {
     "log_outpatient": Derived(("number_outpatient",), np.log1p),
 }
 
-# What stands here earned its place on later parts of the published data, what does not was dropped
+# What stands here was measured on later parts of the published data, what does not was left out
 # for want of gain; `make ablation` shows by how much. Laboratory tests do harm (-.003 AUC: how many
 # are taken shifts with the hospital), race changes nothing and is watched instead as a subgroup.
 NUMERIC = (
