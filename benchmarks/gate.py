@@ -27,7 +27,7 @@ from health_predict.evaluation import Verdict, judge
 from health_predict.models import Candidate
 from health_predict.subgroups import Contender, People
 
-# A model of 40 ms a fit: the gate does not ask how its probabilities came about.
+# A light model: the gate does not ask how its probabilities came about.
 CANDIDATE = Candidate(
     "xgboost",
     {
