@@ -52,6 +52,30 @@ def expected_observed(
     return _ratio(weights @ probabilities, weights @ labels)
 
 
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Returns the log-odds of probabilities, those beyond 1e-6 of certainty pulled back to it."""
+    clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
+    z: np.ndarray = np.log(clipped / (1 - clipped))
+    return z
+
+
+def calibration_intercept(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Returns what has to be added to the log-odds of the forecast to meet the observed rate.
+
+    0 is calibrated in the large; above 0 there was more than was forecast. It is the intercept of
+    the regression of `calibration_slope`, the slope held at 1 (Cox 1958; Miller et al. 1991).
+    """
+    z, intercept = log_odds(probabilities), np.zeros(len(weights))
+    for _ in range(8):  # Newton's method
+        fitted = 1 / (1 + np.exp(-(intercept[:, None] + z)))
+        residual = (weights * (labels - fitted)).sum(axis=1)
+        information = (weights * fitted * (1 - fitted)).sum(axis=1)
+        intercept = intercept + _ratio(residual, information)
+    return intercept
+
+
 def calibration_slope(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
@@ -59,8 +83,7 @@ def calibration_slope(
 
     1 is calibrated; below 1 the forecasts are too extreme, above 1 too timid (Cox 1958).
     """
-    clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
-    z = np.log(clipped / (1 - clipped))
+    z = log_odds(probabilities)
     rate = _ratio(weights @ labels, weights.sum(axis=1))
     slope, intercept = np.zeros(len(weights)), np.log(rate / (1 - rate))
     for _ in range(8):  # Newton's method, from the forecast that knows the rate alone

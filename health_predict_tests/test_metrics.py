@@ -131,3 +131,17 @@ def test_an_interval_is_the_central_part_and_leaves_out_what_has_no_value():
     assert metrics.interval(values) == pytest.approx((25, 975))
     assert metrics.interval(values, 0.5) == pytest.approx((250, 750))
     assert np.isnan(metrics.interval(np.full(3, np.nan))).all()
+
+
+@pytest.mark.parametrize("shift", [-1.5, 0, 0.4])
+def test_the_calibration_intercept_is_what_makes_the_forecast_meet_the_rate(
+    labels, probabilities, weights, shift
+):
+    z = metrics.log_odds(probabilities) + shift
+    found = metrics.calibration_intercept(labels, 1 / (1 + np.exp(-z)), weights)
+    moved = 1 / (1 + np.exp(-(z + found[:, None])))
+    expected = [
+        metrics.expected_observed(labels, p, w[None])[0]
+        for p, w in zip(moved, weights, strict=True)
+    ]
+    assert expected == pytest.approx(np.ones(WEIGHTINGS))
