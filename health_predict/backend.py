@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from health_predict import prediction_log
+
 HOST = "127.0.0.1"
 # A Bento takes 4 s to be ready on a quiet machine and 20 s beside two busy cores.
 READY_SECONDS = 90.0
@@ -132,6 +134,9 @@ async def start(tag: str, version: str, folder: Path, bentoml_home: Path) -> Bac
                 **os.environ,
                 "BENTOML_HOME": str(bentoml_home),
                 "BENTOML_DO_NOT_TRACK": "True",
+                prediction_log.FOLDER: os.environ.get(
+                    prediction_log.FOLDER, str(folder / "predictions")
+                ),
                 _MARK: mark,
             },
             start_new_session=True,

@@ -89,7 +89,7 @@ class ModelCard:
         run_id: MLflow run.
         dagster_run_id: Dagster run.
         limitations: what its figures do not show.
-        feedback: whether rows whose care the model changed are marked.
+        feedback: whether rows whose care a prediction changed are marked, and how many are.
     """
 
     name: str
@@ -168,7 +168,7 @@ def card(facts: Mapping[str, Any]) -> ModelCard:
             card_words.DRAWN if synthetic else card_words.COLLECTED,
             *card_words.LIMITATIONS,
         ],
-        feedback=card_words.FEEDBACK,
+        feedback=_feedback(facts),
     )
 
 
@@ -246,6 +246,13 @@ def _subgroup(facts: Mapping[str, Any], place: int) -> Subgroup:
     if facts["groups"][place].get("auc") is not None:
         auc = _interval(of_group("auc"), of_group("auc_low"), of_group("auc_high"))
     return Subgroup(of_group("group"), of_group("n"), of_group("positives"), auc, of_group("words"))
+
+
+def _feedback(facts: Mapping[str, Any]) -> str:
+    if not _fact(facts, "feedback.marked"):
+        return card_words.UNMARKED
+    rows, left_out = _fact(facts, "feedback.rows"), _fact(facts, "feedback.left_out")
+    return f"{left_out:,} of {rows:,} rows are marked, {card_words.MARKED}"
 
 
 def _summary(model: ModelCard) -> str:

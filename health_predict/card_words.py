@@ -5,7 +5,7 @@ version stands here: `card` adds those.
 """
 
 from health_predict.features import DERIVED, RARE, UNNUMBERED
-from health_predict.schema import MEDICATIONS, MISSING, Encounter, field_name
+from health_predict.schema import INTERVENED, MEDICATIONS, MISSING, Encounter, field_name
 
 SYNTHETIC = (
     "**Synthetic data.** No row describes a real encounter. The figures below show that the "
@@ -34,11 +34,18 @@ LIMITATIONS = (
     "What a feature contributes is an association that was learned, not a cause.",
     "Of subgroups with too few people nothing is known, which does not mean that all is well.",
 )
-FEEDBACK = (
-    "Not marked. The data has no column that says whose care was changed because of the model. "
-    "Once answers are acted on, a readmission that was prevented counts as a false alarm, and a "
-    "retrained model learns from outcomes that the model before it has influenced. Until such a "
-    "mark exists, a loss of calibration after go-live cannot be told from success."
+UNMARKED = (
+    f"The source has no field `{INTERVENED}`: it does not say whose care was changed because of "
+    "the model, so nobody is left out. Once answers are acted on, a readmission that was prevented "
+    "counts as a false alarm, and a retrained model learns from outcomes that the model before it "
+    "has influenced. Without such a mark a loss of calibration after go-live cannot be told from "
+    "success."
+)
+MARKED = (
+    f"left out of training and judging: the field `{INTERVENED}` says that a prediction changed "
+    "their care, so their outcome is not what was to be foretold. What is left is told of patients "
+    "under usual care only, and there are the fewer of high risk the more the model is acted on; a "
+    "change of care that nobody marked still counts as usual."
 )
 MISSING_DATA = (
     f"Nothing is imputed. A missing text value (`{MISSING}`) is a level of its own; levels seen in "

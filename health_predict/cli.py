@@ -126,18 +126,40 @@ def serve() -> None:
 @main.command()
 @_plainly
 def status() -> None:
-    """Tells what the loop knows, what it decided last and why."""
-    import dagster as dg
-
-    from health_predict import processes, story
-    from health_predict.loop import LoopError
+    """Tells in ten lines what the loop knows, decided last and why, and waits for."""
+    from health_predict import story
     from health_predict.terminal import show_status
 
     settings = Settings.of_state()
+    with _instance(settings) as instance:
+        show_status(instance, story.tell(instance), settings)
+
+
+@main.command()
+@click.option("--by", required=True, help="Who asks for it.")
+@click.option("--why", required=True, help="The reason, which the ledger keeps.")
+@_plainly
+def retrain(by: str, why: str) -> None:
+    """Forces a retraining: without drift, and without waiting for batches that arrive."""
+    from health_predict.defs.recording import force_retrain
+
+    with _instance(Settings.of_state()) as instance:
+        try:
+            force_retrain(instance, by, why)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+    click.echo("Noted: the sensor retrain_on_drift asks for it at its next tick.")
+
+
+def _instance(settings: Settings) -> Any:
+    import dagster as dg
+
+    from health_predict import processes
+    from health_predict.loop import LoopError
+
     if not (settings.var / "dagster").exists():
         raise LoopError(f"there is no state in {settings.var} yet: run `make demo` or `make dev`")
-    with dg.DagsterInstance.from_config(str(processes.dagster_home(settings))) as instance:
-        show_status(instance, story.tell(instance), settings)
+    return dg.DagsterInstance.from_config(str(processes.dagster_home(settings)))
 
 
 @main.command()

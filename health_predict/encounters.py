@@ -64,8 +64,8 @@ def read(data: str, *, rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
         seed: seed of the synthetic cohort.
 
     Returns:
-        The table as published (n rows, 50 columns of strings) and its source. There is no
-        fallback from one source to another.
+        The table as published (n rows, 50 columns of strings, and `intervened` where the source
+        has it) and its source. There is no fallback from one source to another.
 
     Raises:
         DataError: nothing is there, it is not the published table, or its digest is wrong.
@@ -194,7 +194,8 @@ def _parse(table: bytes, location: str) -> "pd.DataFrame":
 
 def _published_columns(frame: "pd.DataFrame", location: str) -> "pd.DataFrame":
     absent = [c for c in schema.COLUMNS if c not in frame.columns]
-    unknown = [c for c in frame.columns if c not in schema.COLUMNS]
+    optional = [c for c in frame.columns if c == schema.INTERVENED]
+    unknown = [c for c in frame.columns if c not in (*schema.COLUMNS, *optional)]
     if absent or unknown:
         raise DataError(
             f"{location!r} does not have the 50 published columns: absent {absent}, "
@@ -202,7 +203,7 @@ def _published_columns(frame: "pd.DataFrame", location: str) -> "pd.DataFrame":
         )
     if frame.empty:
         raise DataError(f"{location!r} has the published columns but not one row")
-    return frame[list(schema.COLUMNS)]
+    return frame[[*schema.COLUMNS, *optional]]
 
 
 def apply_contract(raw: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame]":
@@ -269,6 +270,7 @@ def _contract() -> "pa.DataFrameSchema":
         ),
         schema.PATIENT: pa.Column(checks=[whole, identifier]),
         schema.OUTCOME: pa.Column(str, pa.Check.isin(schema.OUTCOMES)),
+        schema.INTERVENED: pa.Column(str, pa.Check.isin(schema.MARKS), required=False),
         **{c: pa.Column(checks=[whole, pa.Check.in_range(1, 999)]) for c in schema.CODES},
         **{c: pa.Column(checks=[whole, pa.Check.in_range(*r)]) for c, r in schema.COUNTS.items()},
         **{c: pa.Column(str, pa.Check.isin(levels)) for c, levels in schema.CLOSED.items()},
@@ -297,17 +299,29 @@ def _reason(failure: Any, row: "pd.Series") -> str:
         return f"{column}: no text"
     if column in schema.OPEN:
         return f"{column}: a text of {len(value)} characters, allowed are 1 to 80"
-    allowed = schema.OUTCOMES if column == schema.OUTCOME else schema.CLOSED[column]
-    return f"{column}: {value!r} is not one of {', '.join(allowed)}"
+    closed = {schema.OUTCOME: schema.OUTCOMES, schema.INTERVENED: schema.MARKS, **schema.CLOSED}
+    allowed = ", ".join(level or "empty" for level in closed[column])
+    return f"{column}: {value!r} is not one of {allowed}"
 
 
 def cohort(accepted: "pd.DataFrame", label: LabelName) -> "pd.DataFrame":
     """Returns the encounters a readmission can follow, with the 0/1 column `label`.
 
     Discharges to hospice and deaths are left out. Rows come in order of arrival; the index is
-    renewed.
+    renewed. `intervened` becomes a column of bool, False throughout where the source lacks it.
     """
     inside = ~accepted["discharge_disposition_id"].isin(schema.DEATH_OR_HOSPICE)
     frame = accepted[inside].sort_values(schema.POSITION, ignore_index=True)
     positive = frame[schema.OUTCOME].isin(schema.POSITIVE_OUTCOMES[label])
-    return frame.assign(**{schema.LABEL: positive.astype("int8")})
+    marked = frame[schema.INTERVENED] == "Yes" if schema.INTERVENED in frame else False
+    return frame.assign(**{schema.LABEL: positive.astype("int8"), schema.INTERVENED: marked})
+
+
+def untouched(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns the rows whose care no prediction changed: what may be learned from and judged on.
+
+    A row without a mark, or stored before the field was known, counts as one under usual care.
+    """
+    if schema.INTERVENED not in frame:
+        return frame
+    return frame[frame[schema.INTERVENED].ne(True)]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from health_predict import supervisor
 from health_predict.backend import HOST, READY_SECONDS
 from health_predict.compiling import compile_pipeline
+from health_predict.prediction_log import VERIFICATION
 from health_predict.settings import ROOT
 from health_predict.supervisor import Wanted
 
@@ -359,7 +360,8 @@ def verify(url: str, version: str, golden: Sequence[GoldenRow]) -> str:
         if answered != version:
             return f"was rolled out, but version {answered} answers at {url}"
         for number, row in enumerate(golden):
-            served = post(f"{url}/predict", row.encounter)["probability_score"]
+            answer = post(f"{url}/predict", row.encounter, **{"x-request-id": VERIFICATION})
+            served = answer["probability_score"]
             if not abs(served - row.score) <= TOLERANCE:  # also where it is not a number
                 return f"scores golden row {number} as {served:.7f}, the pipeline {row.score:.7f}"
     except urllib.error.HTTPError as error:
@@ -378,10 +380,10 @@ def _get(url: str) -> Any:
         return json.load(response)
 
 
-def post(url: str, body: Mapping[str, Any]) -> Any:
+def post(url: str, body: Mapping[str, Any], **headers: str) -> Any:
     """Returns the JSON answer to a JSON body."""
     request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"content-type": "application/json"}
+        url, json.dumps(body).encode(), {"content-type": "application/json", **headers}
     )
     with urllib.request.urlopen(request, timeout=10) as response:
         return json.load(response)

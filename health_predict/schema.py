@@ -20,6 +20,9 @@ PATIENT = "patient_nbr"
 IDENTIFIERS = (ENCOUNTER_ID, PATIENT)
 OUTCOME = "readmitted"
 LABEL = "label"
+INTERVENED = "intervened"
+"""Optional 51st column of a source: whether a prediction changed the care of that encounter. Its
+outcome is then not what was foretold, so nothing is learned from it and nothing judged on it."""
 SIDE = "side"
 POSITION = "position"
 """Place of a row among all rows of its source in order of arrival, from 0."""
@@ -73,6 +76,8 @@ A1C_LEVELS = ("None", "Norm", ">7", ">8")
 CHANGES = ("No", "Ch")
 YES_NO = ("No", "Yes")
 OUTCOMES = ("NO", ">30", "<30")
+MARKS = ("No", "Yes", "")
+"""What `intervened` may hold; empty stands for `No`."""
 
 CLOSED: dict[str, tuple[str, ...]] = {
     "gender": GENDERS,

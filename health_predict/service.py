@@ -2,7 +2,8 @@
 
 Reads one encounter, refuses what is not one, scores it and says which model answered. Everything
 learned comes from the compiled scorer in the Bento; nothing is trained, logged to MLflow or read
-from the store here. Answers never repeat what a client sent, so no identifier can come back.
+from the store here. Answers never repeat what a client sent, so no identifier can come back; a
+request id does where it cannot be one. What was answered goes to the prediction log.
 """
 
 import gc
@@ -18,10 +19,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from health_predict import prediction_log
+from health_predict.prediction_log import PredictionLog
 from health_predict.schema import COLUMNS, DEATH_OR_HOSPICE, Encounter, field_name
 from health_predict.scorer import Scorer
 
 MODEL = "readmission"
+REQUEST_ID = "x-request-id"
 LARGEST_BODY = 64 * 1024
 """Bytes of a request: an encounter takes about 1.3 kB."""
 
@@ -56,11 +60,16 @@ def _refused(status: int, message: str, field: str | None = None) -> Refused:
 
 async def predict(request: Request) -> Response:
     """Scores one encounter."""
+    request_id = prediction_log.request_id(request.headers.get(REQUEST_ID))
+    request.state.request_id = request_id
     scorer = _scorer(request)
     encounter = parse(await _body(request))
     columns = encounter.columns()
     probability = float(scorer.score([columns])[0])
     facts = scorer.facts
+    log: PredictionLog | None = getattr(request.app.state, "predictions", None)
+    if log is not None:
+        log.add(request_id, facts["version"], probability, columns)
     return JSONResponse(
         {
             "prediction": int(probability >= facts["threshold"]),
@@ -71,7 +80,8 @@ async def predict(request: Request) -> Response:
                 for name in scorer.unseen(columns)
             ],
             "model": {key: facts[key] for key in ("name", "version", "run_id", "data")},
-        }
+        },
+        headers={REQUEST_ID: request_id},
     )
 
 
@@ -180,7 +190,9 @@ def _scorer(request: Request) -> Scorer:
 
 async def _answer_refusal(request: Request, refused: Exception) -> Response:
     assert isinstance(refused, Refused)
-    return JSONResponse({"detail": refused.errors}, status_code=refused.status)
+    request_id = getattr(request.state, "request_id", None)
+    headers = {REQUEST_ID: request_id} if request_id else None
+    return JSONResponse({"detail": refused.errors}, refused.status, headers)
 
 
 app = Starlette(
@@ -202,6 +214,14 @@ class ReadmissionService:
 
     def __init__(self) -> None:
         app.state.scorer = Scorer.load(Path(self.model.path))
+        app.state.predictions = prediction_log.of_environment()
         # What is loaded stays: keeping the collector off it takes pauses out of the tail.
         gc.collect()
         gc.freeze()
+
+    @bentoml.on_shutdown
+    def write_what_waits(self) -> None:
+        """Ends the prediction log: what was answered is on disk before the worker ends."""
+        log: PredictionLog | None = app.state.predictions
+        if log is not None:
+            log.close()

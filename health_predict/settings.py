@@ -6,10 +6,12 @@ said where it is used.
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import Field
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from health_predict.schema import LabelName
@@ -27,6 +29,7 @@ SILENCED = {
 
 
 _KEPT = "settings.json"
+_ADDRESS = re.compile(r"[^@\s,<>]+@[^@\s,<>]+")
 
 
 def silence_telemetry() -> None:
@@ -37,7 +40,12 @@ def silence_telemetry() -> None:
 class Settings(BaseSettings):
     """The settings, each read from `HEALTH_PREDICT_<NAME>`."""
 
-    model_config = SettingsConfigDict(env_prefix="HEALTH_PREDICT_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="HEALTH_PREDICT_",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # it can be a secret
+    )
 
     var: Path = Field(default=ROOT / "var", description="Folder of all state made by running.")
     data: str = Field(
@@ -98,6 +106,29 @@ class Settings(BaseSettings):
         default=0.05,
         description="Share of rows that may break the contract: beyond it a batch is held back.",
     )
+    prediction_log: str | None = Field(
+        default=None,
+        description="Folder of the prediction log; unset: `serving/predictions` under `var`; "
+        "empty: none is written.",
+    )
+    # A sensor's tick reads them all: about a second at the upper end.
+    served_batch_rows: Annotated[int, Field(ge=200, le=10_000)] = Field(
+        default=1_000, description="Predictions of a batch of served traffic."
+    )
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        default=0.01, description="Share of undrifted batches that may be called drifted."
+    )
+    major_drift: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        default=0.70, description="Separation of batch and reference (AUC) worth a retraining."
+    )
+    rest_batches: Annotated[int, Field(ge=0)] = Field(
+        default=2,
+        description="Batches of one shift that rest after a training whose challenger did not "
+        "take over.",
+    )
+    oldest_champion: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="Days after the newest verdict until the loop trains anyway."
+    )
     sensor_interval: Annotated[int, Field(ge=1)] = Field(
         default=30, description="Seconds between two ticks of a sensor."
     )
@@ -110,6 +141,59 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field(
         default="", description="MLflow server; empty: SQLite and files under `var`."
     )
+    dagit_url: str = Field(
+        default="http://127.0.0.1:3000",
+        pattern=r"^https?://",
+        description="Where Dagit is found by those who read alerts: what links begin with.",
+    )
+    alert_from: str = Field(default="", description="Sender of alerts by e-mail.")
+    alert_to: str = Field(default="", description="Recipients, separated by commas.")
+    # Left out wherever settings are written: children find them in the environment.
+    alert_smtp: SecretStr | None = Field(
+        default=None,
+        exclude=True,
+        description="Mail server for alerts, `smtps://user:password@host:465` or `smtp://`; "
+        "empty: no e-mail.",
+    )
+    alert_webhook: SecretStr | None = Field(
+        default=None,
+        exclude=True,
+        description="Address that alerts are posted to as Slack reads them; empty: none.",
+    )
+
+    @field_validator("alert_webhook")
+    @classmethod
+    def _is_web_address(cls, secret: SecretStr | None) -> SecretStr | None:
+        if not secret:
+            return None
+        _check_address(
+            secret,
+            ("https", "http"),
+            "HEALTH_PREDICT_ALERT_WEBHOOK is no http(s) address: copy it whole from where the "
+            "webhook was made, or leave it empty",
+        )
+        return secret
+
+    @field_validator("alert_smtp")
+    @classmethod
+    def _is_mail_server(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if not secret:
+            return None
+        _check_address(
+            secret,
+            ("smtps", "smtp"),
+            "HEALTH_PREDICT_ALERT_SMTP is no mail server: give smtps://user:password@host:465 or "
+            "smtp://host:25, what is not a letter or digit in user and password percent-encoded",
+        )
+        for name in ("alert_from", "alert_to"):
+            given = str(info.data.get(name, ""))
+            addresses = given.split(",") if name == "alert_to" else [given]
+            if not all(_ADDRESS.fullmatch(address.strip()) for address in addresses):
+                raise ValueError(
+                    f"HEALTH_PREDICT_ALERT_SMTP needs HEALTH_PREDICT_{name.upper()}: give it as "
+                    "somebody@example.org"
+                )
+        return secret
 
     @classmethod
     def of_state(cls) -> "Settings":
@@ -146,3 +230,36 @@ class Settings(BaseSettings):
     def serving(self) -> Path:
         """The local supervisor's folder."""
         return self.var / "serving"
+
+    @property
+    def predictions(self) -> Path | None:
+        """Folder of the prediction log, None if none is written."""
+        if self.prediction_log is None:
+            return self.serving / "predictions"
+        return Path(self.prediction_log) if self.prediction_log else None
+
+    @property
+    def alerts(self) -> Path:
+        """The file of open alerts."""
+        return self.store / "alerts.json"
+
+    @property
+    def served(self) -> Path:
+        """Where slices of the prediction log are kept."""
+        return self.store / "served"
+
+
+def _check_address(secret: SecretStr, schemes: tuple[str, ...], remedy: str) -> None:
+    """Raises `ValueError` with the remedy alone: what is wrong would show the secret."""
+    try:
+        parts = urlsplit(secret.get_secret_value())
+        port = parts.port
+        credentials = unquote(f"{parts.username}{parts.password}")
+    except ValueError:
+        raise ValueError(remedy) from None
+    # A password with a bare slash would end the host; a mail server has no path.
+    torn = "smtp" in schemes and (parts.path.strip("/") or parts.query or parts.fragment)
+    if parts.scheme not in schemes or not parts.hostname or port == 0 or torn:
+        raise ValueError(remedy)
+    if not credentials.isascii():
+        raise ValueError(f"{remedy}; only ASCII can be sent")

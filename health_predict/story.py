@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from health_predict.defs.decisions import is_alarming, is_handled
 from health_predict.defs.facts import (
     PROMOTED,
     WAITING,
@@ -21,7 +20,8 @@ from health_predict.defs.facts import (
     observations,
     runs,
 )
-from health_predict.defs.partitions import batch_number
+from health_predict.defs.partitions import arriving
+from health_predict.defs.retraining import is_alarming, is_handled
 
 Outcome = Literal["no_action", "promoted", "refused", "waiting", "failed", "pending"]
 
@@ -132,7 +132,7 @@ def tell(instance: dg.DagsterInstance) -> LoopStory:
         source=raw.metadata["source"] if raw else "",
         batches=[
             _batch(reports[key], performance.get(key), retrains, champions, observed)
-            for key in sorted(reports, key=batch_number)
+            for key in arriving(reports)
         ],
         promotions=[
             Promotion(

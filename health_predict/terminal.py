@@ -11,7 +11,15 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from health_predict.defs.automation import deploy_decision, retrain_decision
+from health_predict.alerts import Outbox
+from health_predict.defs.automation import (
+    deploy_decision,
+    matured_decision,
+    patience,
+    retrain_decision,
+)
+from health_predict.defs.decisions import why
+from health_predict.defs.facts import Event, latest, newest_verdict
 from health_predict.ledger import Entry
 from health_predict.settings import Settings
 from health_predict.story import LoopStory
@@ -115,24 +123,41 @@ def _seconds(told: LoopStory) -> str:
 
 
 def show_status(instance: dg.DagsterInstance, told: LoopStory, settings: Settings) -> None:
-    """Prints what the loop knows, decided last and waits for."""
+    """Prints in ten lines what the loop knows, decided last and why, and waits for."""
     console = Console(highlight=False)
-    console.print(f"data      {told.source} ({told.data})")
+    for name, words in status_lines(instance, told, settings).items():
+        console.print(Text.assemble((f"{name:<10}", "bold"), words), soft_wrap=True)
+
+
+def status_lines(
+    instance: dg.DagsterInstance, told: LoopStory, settings: Settings
+) -> dict[str, str]:
+    """Returns the ten lines: what about, and what is known, decided and waited for."""
     champion = told.promotions[-1] if told.promotions else None
-    words = f"version {champion.version} ({champion.family}, {champion.window})" if champion else ""
-    console.print(f"champion  {words or 'none yet'}")
-    if champion:
-        console.print(f"          {champion.reason}")
-    console.print(f"batches   {len(told.batches)} watched")
-    if told.batches:
-        newest = told.batches[-1]
-        console.print(f"newest    {newest.batch}: {newest.reason}")
-    for sentence in told.refusals[-1:]:
-        console.print(f"refused   {sentence}")
-    for sentence in told.rollbacks[-1:]:
-        console.print(f"rollback  {sentence}")
-    console.print(f"training  {retrain_decision(instance, 0).sentence}")
-    console.print(f"roll-out  {deploy_decision(instance).sentence}")
+    newest = told.batches[-1] if told.batches else None
+    performance = latest(instance, "batch_performance")
+    open_alerts = Outbox(settings.alerts, []).open().values()
+    scored = sum(batch.auc is not None for batch in told.batches)
+    return {
+        "data": f"{told.source} ({told.data})",
+        "champion": (
+            f"version {champion.version} ({champion.family}, {champion.window})"
+            if champion
+            else "none yet"
+        ),
+        "gate": _said(newest_verdict(instance)),
+        "batches": f"{len(told.batches)} watched, {scored} with known outcomes",
+        "drift": f"{newest.batch}: {newest.reason}" if newest else "no batch was watched yet",
+        "foretold": _said(performance),
+        "arrival": matured_decision(instance, settings.label_delay).sentence,
+        "training": retrain_decision(instance, 0, patience(settings)).sentence,
+        "roll-out": deploy_decision(instance).sentence,
+        "alerts": "; ".join(alert.title for alert in open_alerts) or "none open",
+    }
+
+
+def _said(event: Event | None) -> str:
+    return why(event) if event else "nothing yet"
 
 
 def show_ledger(entries: Sequence[Entry]) -> None:

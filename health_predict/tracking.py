@@ -1,54 +1,35 @@
-"""What is remembered of models: MLflow runs, registered versions, the alias of the champion.
+"""What is remembered of models: registered versions, the alias of the champion, watched batches.
 
-The only module that imports mlflow. Which version deserves the alias is decided in `evaluation`;
-models are written and read as skops files, digests checked, never as pickles.
+Which version deserves the alias is decided in `evaluation`; a model is loaded from its skops file
+once the digest is checked. With `experiments`, which logs what a training leaves, the only module
+that imports mlflow.
 """
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from health_predict.schema import CODES, COUNTS, EXAMPLE, INPUTS, LABEL
-from health_predict.search import SearchResult, Trial
+from health_predict.experiments import EXPERIMENT, REFERENCE, use_experiment
 
 if TYPE_CHECKING:
     import pandas as pd
-    from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
     from sklearn.pipeline import Pipeline
 
 MODEL = "readmission"
-EXPERIMENT = "readmission"
+MONITORING = "readmission-monitoring"
+"""The experiment of what is measured on batches."""
+
 CHAMPION = "champion"
 PREVIOUS = "previous"
 CHALLENGER = "challenger"
 """Aliases: the version that serves, the one before, and one that waits for a person's approval."""
 
-TRUSTED_TYPES = [
-    "health_predict.features.derive",
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
-    "sklearn.isotonic.IsotonicRegression",
-    "sklearn.tree._tree.Tree",
-    "xgboost.core.Booster",
-    "xgboost.sklearn.XGBClassifier",
-]
-"""What skops may build beside its own list: the parts our pipelines are made of."""
-
-_STOP_REASONS = {
-    "full": "all stages",
-    "halved": "successive halving: behind the best third of earlier trials",
-    "out of time": "the search's seconds were spent",
-}
 _DIGEST = "skops_sha256"
 _LEDGER_HEAD = "ledger_head"
 _FACTS = "facts"
-_REFERENCE = "reference/reference.parquet"
 
 
 class RegistryError(RuntimeError):
@@ -72,171 +53,6 @@ class ModelVersion:
     facts: dict[str, Any]
 
 
-@contextmanager
-def experiment_run(tracking_uri: str, artifacts: Path, context: Any) -> Iterator[Any]:
-    """Yields dagster-mlflow's resource, bound to the MLflow run of a Dagster run.
-
-    dagster-mlflow's hook `end_mlflow_on_run_finished` is gone round: it ends the MLflow run after
-    the first step of a job. The run is ended here, when the resource is torn down.
-
-    Args:
-        tracking_uri: MLflow server or database.
-        artifacts: folder of artifacts where the tracking store is a local database.
-        context: Dagster's resource context, its config as dagster-mlflow expects it.
-    """
-    import mlflow
-    from dagster_mlflow.resources import MlFlow
-
-    _experiment(tracking_uri, artifacts)
-    try:
-        yield MlFlow(context)
-        failed = context.instance.get_run_stats(context.run_id).steps_failed
-        mlflow.end_run("FAILED" if failed else "FINISHED")
-    finally:
-        mlflow.end_run("KILLED")  # without effect on a run that has ended
-
-
-def _experiment(tracking_uri: str, artifacts: Path) -> None:
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking_uri)
-    if tracking_uri.startswith("sqlite") and mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts.absolute().as_uri())
-
-
-def log_search(mlflow: Any, result: SearchResult) -> None:
-    """Logs a search under the active run: its summary, and one nested run a trial.
-
-    Args:
-        mlflow: what `experiment_run` yields.
-        result: the finished search.
-    """
-    client, parent = mlflow.tracking_client, mlflow.active_run().info
-    mlflow.log_params({"trials": len(result.trials), "seed": result.seed})
-    mlflow.log_metrics(
-        {
-            "search_seconds": result.seconds,
-            "trials_stopped_early": sum(trial.fate != "full" for trial in result.trials),
-            "winner_validation_auc": result.winner.auc,
-        }
-    )
-    mlflow.set_tag("winner_family", result.winner.family)
-    for trial in result.trials:
-        _log_trial(client, parent.experiment_id, parent.run_id, trial)
-
-
-def _log_trial(client: "MlflowClient", experiment_id: str, parent: str, trial: Trial) -> None:
-    from mlflow.entities import Metric, Param
-    from mlflow.utils.time import get_current_time_millis
-
-    run = client.create_run(
-        experiment_id,
-        run_name=f"{trial.family}-{trial.number:02d}",
-        tags={
-            "mlflow.parentRunId": parent,
-            "family": trial.family,
-            "stop_reason": _STOP_REASONS[trial.fate],
-        },
-    )
-    now = get_current_time_millis()
-    curve = [Metric("validation_auc", auc, now, step) for step, auc in enumerate(trial.curve, 1)]
-    client.log_batch(
-        run.info.run_id,
-        metrics=[*curve, Metric("seconds", trial.seconds, now, 0)],
-        params=[Param(key, str(value)) for key, value in trial.params.items()],
-    )
-    client.set_terminated(run.info.run_id)
-
-
-def log_model(
-    mlflow: Any,
-    pipeline: "Pipeline",
-    snapshot: "pd.DataFrame",
-    reference: "pd.DataFrame",
-    tags: Mapping[str, str],
-) -> str:
-    """Logs the pipeline, its fitted preprocessor beside it, its data set and the drift reference.
-
-    Args:
-        mlflow: what `experiment_run` yields; its active run takes the artifacts.
-        pipeline: the one fitted object.
-        snapshot: what was learned from; its schema, size and digest are logged, not its rows.
-        reference: rows of the training window that later batches are compared with; patients
-            numbered anew, so that no identifier is kept.
-        tags: what the run is tagged with.
-
-    Returns:
-        The URI of the logged model.
-    """
-    kept = {
-        "pip_requirements": _requirements(),
-        "serialization_format": "skops",
-        "skops_trusted_types": TRUSTED_TYPES,
-    }
-    mlflow.set_tags(dict(tags))
-    _log_input(mlflow, snapshot)
-    logged = mlflow.sklearn.log_model(
-        pipeline,
-        name="model",
-        signature=_signature(),
-        input_example=_example(),
-        pyfunc_predict_fn="predict_proba",
-        **kept,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / "preprocessor"
-        preprocessor = pipeline.named_steps["preprocess"]
-        mlflow.sklearn.save_model(preprocessor, beside, pyfunc_predict_fn="transform", **kept)
-        mlflow.log_artifacts(str(beside), "preprocessor")
-        frame = Path(folder) / Path(_REFERENCE).name
-        reference.to_parquet(frame)
-        mlflow.log_artifact(str(frame), str(Path(_REFERENCE).parent))
-    uri: str = logged.model_uri
-    return uri
-
-
-def log_files(mlflow: Any, files: Mapping[str, bytes]) -> None:
-    """Logs what people read about a model (card, picture) beside it in the active run."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            path = Path(folder, name)
-            path.write_bytes(content)
-            mlflow.log_artifact(str(path))
-
-
-def _log_input(mlflow: Any, snapshot: "pd.DataFrame") -> None:
-    columns = snapshot[[*INPUTS, LABEL]]
-    mlflow.log_input(
-        mlflow.data.from_pandas(columns, name="training_set", targets=LABEL), context="training"
-    )
-
-
-def _example() -> "pd.DataFrame":
-    """Returns an encounter that is nobody's."""
-    import pandas as pd
-
-    return pd.DataFrame([EXAMPLE]).astype(dict.fromkeys([*CODES, *COUNTS], "int32"))
-
-
-def _requirements() -> list[str]:
-    """Returns the model's packages: inferred, they would take 19 s and name CUDA wheels."""
-    from importlib.metadata import packages_distributions, version
-
-    names = ["numpy", "pandas", "scikit-learn", "skops", packages_distributions()["xgboost"][0]]
-    return [f"{name}=={version(name)}" for name in names]
-
-
-def _signature() -> "ModelSignature":
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-
-    whole = {*CODES, *COUNTS}
-    inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.integer if c in whole else DataType.string, c) for c in INPUTS
-    ]
-    return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double)]))
-
-
 class Registry:
     """Registered versions of the model and the alias of the champion.
 
@@ -248,8 +64,8 @@ class Registry:
     def __init__(self, tracking_uri: str, artifacts: Path) -> None:
         import mlflow
 
-        _experiment(tracking_uri, artifacts)
-        self._mlflow = mlflow
+        use_experiment(EXPERIMENT, tracking_uri, artifacts)
+        self._mlflow, self._artifacts, self._tracking_uri = mlflow, artifacts, tracking_uri
         self._client = mlflow.MlflowClient(tracking_uri, tracking_uri)
 
     def champion(self) -> ModelVersion | None:
@@ -352,9 +168,61 @@ class Registry:
         import pandas as pd
 
         path = self._mlflow.artifacts.download_artifacts(
-            run_id=version.run_id, artifact_path=_REFERENCE
+            run_id=version.run_id, artifact_path=REFERENCE
         )
         return pd.read_parquet(path)
+
+    def log_monitoring(
+        self,
+        batch: str,
+        kind: str,
+        metrics: Mapping[str, float],
+        files: Sequence[Path],
+        tags: Mapping[str, str],
+    ) -> str:
+        """Logs what was measured on a batch: one run for a batch and a kind, however often.
+
+        Measured again, the run that is there takes the new values; the older ones stay in the
+        history of each metric.
+
+        Args:
+            batch: partition key of the batch.
+            kind: what was measured, such as `drift` or `performance`.
+            metrics: metric -> value.
+            files: reports to keep with the run, by their names.
+            tags: what else the run is tagged with.
+
+        Returns:
+            The id of the run.
+        """
+        from mlflow.entities import Metric, RunTag
+        from mlflow.utils.time import get_current_time_millis
+
+        run_id = self._monitoring_run(batch, kind)
+        now = get_current_time_millis()
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(name, float(value), now, 0) for name, value in metrics.items()],
+            tags=[RunTag(name, str(value)) for name, value in tags.items()],
+        )
+        for path in files:
+            self._client.log_artifact(run_id, str(path))
+        self._client.set_terminated(run_id)
+        return run_id
+
+    def _monitoring_run(self, batch: str, kind: str) -> str:
+        experiment = use_experiment(MONITORING, self._tracking_uri, self._artifacts)
+        found = self._client.search_runs(
+            [experiment], f"tags.batch = '{batch}' AND tags.kind = '{kind}'", max_results=1
+        )
+        if found:
+            known: str = found[0].info.run_id
+            return known
+        made = self._client.create_run(
+            experiment, run_name=f"{batch}: {kind}", tags={"batch": batch, "kind": kind}
+        )
+        run_id: str = made.info.run_id
+        return run_id
 
     def _version(self, found: Any) -> ModelVersion:
         return ModelVersion(

@@ -53,6 +53,7 @@ def registered(compiled, cohort) -> dict:
         "label": "any",
         "window": "initial and batches 1 to 2",
         "fingerprint": "cd34",
+        "feedback": {"marked": False, "rows": 20_000, "left_out": 0},
         "train_rows": 14_000,
         "features": told.names,
         "calibration": "isotonic",
@@ -86,7 +87,7 @@ KEYS = [
     *("name", "version", "run_id", "family", "params", "data", "data_sha256", "label", "window"),
     *("fingerprint", "train_rows", "features", "calibration", "threshold", "threshold_reason"),
     *("risk_bands", "test", "groups", "importance", "trigger", "verdict", "git_revision"),
-    *("dagster_run_id", "trained_at", "intended_use"),
+    *("dagster_run_id", "trained_at", "intended_use", "feedback"),
 ]
 MEASURES = [
     *("n", "positives", "auc", "auc_low", "auc_high", "brier", "expected_observed", "slope"),
@@ -198,7 +199,7 @@ def test_the_page_tells_every_figure_and_every_word(facts):
         facts["verdict"],
         facts["threshold_reason"],
         facts["importance"][0][0],
-        card_words.FEEDBACK,
+        card_words.UNMARKED,
         card_words.MISSING_DATA,
         *card_words.OUT_OF_SCOPE,
         *card_words.LIMITATIONS,
@@ -209,7 +210,27 @@ def test_the_page_tells_every_figure_and_every_word(facts):
 
 
 def test_the_card_says_that_changed_care_is_not_marked(facts):
-    assert card(facts).feedback.startswith("Not marked. The data has no column")
+    assert card(facts).feedback.startswith("The source has no field `intervened`: ")
+
+
+def test_the_card_says_how_many_were_left_out_because_a_prediction_changed_their_care(facts):
+    facts["feedback"] = {"marked": True, "rows": 20_000, "left_out": 1_234}
+    told = card(facts).feedback
+    assert told.startswith("1,234 of 20,000 rows are marked, left out of training and judging")
+    assert told in render(card(facts))
+
+
+def test_a_source_that_marks_nobody_is_not_one_that_cannot_mark(facts):
+    facts["feedback"] = {"marked": True, "rows": 20_000, "left_out": 0}
+    assert card(facts).feedback.startswith("0 of 20,000 rows are marked")
+
+
+@pytest.mark.parametrize("key", ["marked", "rows", "left_out"])
+def test_a_missing_fact_of_the_feedback_is_named(facts, key):
+    facts["feedback"]["marked"] = True
+    del facts["feedback"][key]
+    with pytest.raises(CardError, match=f"'feedback.{key}'"):
+        card(facts)
 
 
 def test_a_bar_or_a_new_line_in_a_fact_does_not_break_the_tables(facts):

@@ -17,9 +17,14 @@ GROUPS = {
     "training": {"training_set", "fitted_preprocessor", "hpo_results"},
     "registry": {"registered_model"},
     "serving": {"readmission_bento", "readmission_image", "readmission_deployment"},
-    "monitoring": {"batch_predictions", "drift_report", "batch_performance"},
+    "monitoring": {
+        "batch_predictions",
+        "performance_estimate",
+        "drift_report",
+        "batch_performance",
+    },
 }
-PARTITIONED = {"future_batch", "batch_predictions", "drift_report", "batch_performance"}
+PARTITIONED = {"future_batch", *GROUPS["monitoring"]}
 CHECKS = {
     "contract_is_kept": "encounters",
     "cohort_excludes_hospice_and_death": "encounters",
@@ -27,10 +32,12 @@ CHECKS = {
     "no_patient_on_two_sides": "training_set",
     "no_label_leaks_into_features": "fitted_preprocessor",
     "challenger_beats_champion": "registered_model",
+    "champion_is_recent": "registered_model",
     "scorer_agrees_with_pipeline": "readmission_bento",
     "serves_the_champion": "readmission_deployment",
     "drift_within_bounds": "drift_report",
     "calibration_holds": "batch_performance",
+    "no_concept_drift": "batch_performance",
 }
 BLOCKING = {
     "contract_is_kept",
@@ -40,7 +47,7 @@ BLOCKING = {
     "no_label_leaks_into_features",
     "scorer_agrees_with_pipeline",
 }
-FRESH = {"raw_encounters", "registered_model", "readmission_deployment"}
+FRESH = {"raw_encounters", "future_batch", "registered_model", "readmission_deployment"}
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +135,10 @@ def test_the_loop_is_on_by_default(repository: dg.RepositoryDefinition) -> None:
         "retrain_on_drift",
         "deploy_on_promotion",
         "matured_labels",
+        "unfinished_batches",
+        "served_traffic",
+        "alerts",
+        "run_failures",
     }
     assert {s.name for s in repository.schedule_defs} == {"arriving_batches"}
     for sensor in repository.sensor_defs:

@@ -38,18 +38,23 @@ PURE = (
     "ledger",
     "search",
     "tuning",
+    "experiments",
     "tracking",
     "separation",
     "column_drift",
     "drift",
+    "evidently_report",
     "scorer",
     "compiling",
     "explanations",
     "card_words",
     "card",
     "gate",
+    "prediction_log",
     "service",
+    "served",
     "settings",
+    "alerts",
     "backend",
     "supervisor",
     "release",
@@ -81,9 +86,9 @@ HEAVY_ALLOWED = {
 }
 ONLY_IN = {
     "ray": {"tuning"},
-    "mlflow": {"tracking"},
-    "dagster_mlflow": {"tracking"},
-    "evidently": {"drift"},
+    "mlflow": {"experiments", "tracking"},
+    "dagster_mlflow": {"experiments"},
+    "evidently": {"evidently_report"},
     "kubernetes": {"release"},
 }
 ABOVE_EXACTLY = {
@@ -93,7 +98,8 @@ ABOVE_EXACTLY = {
     "compiling": {"schema", "features", "scorer"},
     "explanations": {"schema", "features"},
     "card": {"schema", "features", "card_words"},
-    "service": {"schema", "features", "scorer"},
+    "prediction_log": {"schema"},
+    "service": {"schema", "features", "scorer", "prediction_log"},
 }
 
 PROBE = """

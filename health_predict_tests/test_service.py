@@ -1,13 +1,15 @@
 """`POST /predict` scores one encounter, refuses what is none, and repeats nothing it was sent."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from health_predict import schema, service
+from health_predict import prediction_log, schema, service
+from health_predict.prediction_log import PredictionLog
 from health_predict.scorer import Scorer
 from health_predict_tests.conftest import FACTS
 
@@ -298,3 +300,70 @@ def test_health_is_green_and_names_the_version_once_it_is(client):
 
 def test_model_info_tells_the_facts(client):
     assert client.get("/model-info").json() == FACTS
+
+
+Logged = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[Logged]:
+    """Gives the service a prediction log; call it to end the log and get its rows."""
+    log = service.app.state.predictions = PredictionLog(tmp_path / "predictions")
+
+    def rows() -> list[dict[str, Any]]:
+        log.close()
+        return prediction_log.read(log.folder, {}, 1_000).rows
+
+    yield rows
+    log.close()
+    del service.app.state.predictions
+
+
+def test_an_answer_is_logged_with_its_request_id_version_score_and_inputs(
+    client, encounter, logged
+):
+    answer = post(client, encounter, **{"x-request-id": "trace-7"})
+    assert answer.headers["x-request-id"] == "trace-7"
+    (row,) = logged()
+    assert row["request_id"] == "trace-7"
+    assert row["model_version"] == FACTS["version"] == answer.json()["model"]["version"]
+    assert row["probability_score"] == answer.json()["probability_score"]
+    assert {column: row[column] for column in schema.INPUTS} == encounter
+
+
+def test_a_request_without_an_id_is_given_one(client, encounter, logged):
+    answers = [post(client, encounter) for _ in range(2)]
+    given = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(given)) == 2
+    assert [row["request_id"] for row in logged()] == given
+
+
+def test_an_identifier_sent_as_request_id_is_neither_logged_nor_sent_back(
+    client, encounter, logged
+):
+    answer = post(client, encounter, **{"x-request-id": f"patient-{SECRET}"})
+    assert str(SECRET) not in str(answer.headers)
+    assert str(SECRET) not in str(logged())
+
+
+def test_what_is_refused_is_not_logged_and_has_its_request_id(client, encounter, logged):
+    refusals = [
+        post(client, body, **{"x-request-id": "trace-8"})
+        for body in (
+            {**encounter, "age": "[15-25)"},
+            {**encounter, schema.PATIENT: SECRET},
+            {**encounter, "discharge_disposition_id": 11},
+            "not JSON",
+        )
+    ]
+    assert [answer.status_code for answer in refusals] == [422] * 4
+    assert {answer.headers["x-request-id"] for answer in refusals} == {"trace-8"}
+    assert logged() == []
+
+
+def test_a_log_that_cannot_be_written_does_not_keep_an_answer_back(
+    client, encounter, logged, tmp_path
+):
+    (tmp_path / "predictions").write_text("a file stands where the folder should")
+    assert post(client, encounter).status_code == 200
+    assert logged() == []

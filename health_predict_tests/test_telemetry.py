@@ -72,10 +72,10 @@ mlflow.set_experiment("watched")
 with mlflow.start_run():
     mlflow.log_metric("auc", 0.7)
 
-from health_predict import drift, encounters
+from health_predict import encounters, evidently_report
 raw, _ = encounters.read("synthetic", rows=400, seed=0)
 frame = encounters.cohort(encounters.apply_contract(raw)[0], "any")
-drift.write_report(frame.iloc[:200], frame.iloc[200:], Path("report.html"))
+evidently_report.write_report(frame.iloc[:200], frame.iloc[200:], Path("batch-1"))
 
 import bentoml
 import health_predict.service

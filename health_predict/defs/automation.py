@@ -1,42 +1,43 @@
-"""What runs the loop: one schedule and three sensors, thin wrappers around `decisions`.
+"""What runs the loop: one schedule and four sensors, thin wrappers around pure decisions.
 
 Each reads persisted facts, asks a pure function, and passes on its requests and its sentence. All
 run by default. Requests are built from event ids and attempts found on earlier runs, so a tick
 that is killed anywhere is repeated without loss or doubling.
 """
 
+import json
 import time
 from typing import Any
 
 import dagster as dg
 
-from health_predict.defs.decisions import (
-    Decision,
-    Request,
-    decide_arrival,
-    decide_bootstrap,
-    decide_deploy,
-    decide_matured,
-    decide_retrain,
-)
+from health_predict.defs.decisions import Decision, Request, decide_bootstrap, decide_deploy
 from health_predict.defs.facts import (
     ATTEMPT,
     REASON,
     SENTENCE,
     TRIGGER,
     WAITING,
-    arrivals,
+    Run,
+    arrived_at,
     events,
     in_progress,
     latest,
+    materialised,
+    newest_scores,
+    newest_verdict,
     observations,
     runs,
 )
+from health_predict.defs.ingestion import decide_arrival, decide_matured, decide_unfinished
 from health_predict.defs.jobs import bootstrap, deploy, ingest_batch, retrain
-from health_predict.defs.partitions import batches
+from health_predict.defs.partitions import batches, is_served
+from health_predict.defs.retraining import Patience, decide_retrain
 from health_predict.settings import Settings
 
 RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
+# A backfill may run hundreds of batches at a time, and attempts are counted over them.
+_RUNS = 500
 
 
 def _run_request(request: Request, sentence: str) -> dg.RunRequest:
@@ -65,25 +66,32 @@ def _log(context: Any, decision: Decision) -> None:
     (context.log.error if decision.alert else context.log.info)(decision.sentence)
 
 
-def retrain_decision(instance: dg.DagsterInstance, settled: int) -> Decision:
+def retrain_decision(
+    instance: dg.DagsterInstance, settled: int, patience: Patience | None = None
+) -> Decision:
     """Returns what the facts newer than event id `settled` call for: a training, or none."""
-    if latest(instance, "registered_model") is None:
+    promoted = latest(instance, "registered_model")
+    if promoted is None:
         return decide_bootstrap(runs(instance, "bootstrap"), _waiting(instance))
-    alarms = [
+    reports = [
         *events(instance, "drift_report", settled),
         *events(instance, "batch_performance", settled),
+        *observations(instance, "training_set", settled),
     ]
     return decide_retrain(
-        sorted(alarms, key=lambda event: event.id),
+        sorted(reports, key=lambda event: event.id),
         runs(instance, "retrain"),
         list(in_progress(runs(instance, "ingest_batch"))),
         time.time(),
+        champion=promoted.metadata["version"],
+        verdict=newest_verdict(instance),
+        patience=patience,
     )
 
 
 def _waiting(instance: dg.DagsterInstance) -> str:
-    newest = observations(instance, "registered_model")[-1:]
-    return "".join(str(e.metadata[SENTENCE]) for e in newest if WAITING in e.metadata)
+    verdict = newest_verdict(instance)
+    return str(verdict.metadata[SENTENCE]) if verdict and WAITING in verdict.metadata else ""
 
 
 def deploy_decision(instance: dg.DagsterInstance) -> Decision:
@@ -91,6 +99,7 @@ def deploy_decision(instance: dg.DagsterInstance) -> Decision:
     return decide_deploy(
         latest(instance, "registered_model"),
         latest(instance, "readmission_deployment"),
+        newest_scores(instance),
         runs(instance, "deploy"),
     )
 
@@ -106,13 +115,38 @@ def unrest(instance: dg.DagsterInstance) -> str:
 
 def matured_decision(instance: dg.DagsterInstance, label_delay: float) -> Decision:
     """Returns which batches can be scored, outcomes being known `label_delay` seconds late."""
+    scored = materialised(instance, "batch_performance")
+    open_ = {key for key in materialised(instance, "future_batch") - scored if not is_served(key)}
     return decide_matured(
-        arrivals(instance),
-        {event.partition for event in events(instance, "batch_performance") if event.partition},
-        runs(instance, "ingest_batch"),
-        label_delay,
+        arrived_at(instance, open_), scored, _ingestions(instance), label_delay, time.time()
+    )
+
+
+def unfinished_decision(
+    instance: dg.DagsterInstance, idle_since: dict[str, float]
+) -> tuple[Decision, dict[str, float]]:
+    """Returns which batches are ingested again, and since when those without a run wait."""
+    return decide_unfinished(
+        instance.get_dynamic_partitions(batches.name or ""),
+        materialised(instance, "drift_report"),
+        _ingestions(instance),
+        idle_since,
         time.time(),
     )
+
+
+def _ingestions(instance: dg.DagsterInstance) -> list[Run]:
+    """Returns the runs of arriving batches that decisions rest on, newest first."""
+    return [
+        run
+        for run in runs(instance, "ingest_batch", limit=_RUNS)
+        if not (run.partition and is_served(run.partition))
+    ]
+
+
+def patience(settings: Settings) -> Patience:
+    """Returns what the loop waits for, as the settings say."""
+    return Patience(settings.rest_batches, settings.oldest_champion * 86_400)
 
 
 def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
@@ -144,11 +178,11 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
         jobs=[bootstrap, retrain],
         minimum_interval_seconds=settings.sensor_interval,
         default_status=RUNNING_SENSOR,
-        description="Trains the first champion, and again on drift or broken calibration.",
+        description="Trains the first champion, and again on drift, poor calibration or age.",
     )
     def retrain_on_drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         settled = int(context.cursor or 0)
-        decision = retrain_decision(context.instance, settled)
+        decision = retrain_decision(context.instance, settled, patience(settings))
         _log(context, decision)
         return _answer(decision, str(decision.settled or settled))
 
@@ -174,4 +208,17 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
         _log(context, decision)
         return _answer(decision)
 
-    return [arriving_batches], [retrain_on_drift, deploy_on_promotion, matured_labels]
+    @dg.sensor(
+        job=ingest_batch,
+        minimum_interval_seconds=settings.sensor_interval,
+        default_status=RUNNING_SENSOR,
+        description="Ingests a batch again whose run failed or was never started.",
+    )
+    def unfinished_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        idle_since = json.loads(context.cursor or "{}")
+        decision, idle_since = unfinished_decision(context.instance, idle_since)
+        _log(context, decision)
+        return _answer(decision, json.dumps(idle_since))
+
+    sensors = [retrain_on_drift, deploy_on_promotion, matured_labels, unfinished_batches]
+    return [arriving_batches], sensors

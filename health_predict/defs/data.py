@@ -7,15 +7,17 @@ import dagster as dg
 import pandas as pd
 
 from health_predict import encounters as table
-from health_predict import schema, splits
+from health_predict import schema, served, splits
 from health_predict.defs.facts import HELD_BACK
-from health_predict.defs.partitions import batch_number, batches
+from health_predict.defs.partitions import batch_number, batches, is_served
 from health_predict.defs.recording import latest_metadata
-from health_predict.defs.resources import Arrival, EncounterSource
+from health_predict.defs.resources import Arrival, EncounterSource, ServedTraffic
 
 OWNERS = ["team:ml-platform"]
 # Any readmission moves from .37 to .54 within the published data, within 30 days about .11.
 PLAUSIBLE_LABEL_RATE = {"any": (0.25, 0.65), "30d": (0.05, 0.20)}
+# Beyond this age data are stale: batches arrive daily, and two may fail before a person is called.
+RAW_FRESH_FOR, BATCH_FRESH_FOR = timedelta(days=90), timedelta(days=3)
 
 
 def _table_facts(frame: pd.DataFrame) -> dict[str, Any]:
@@ -30,12 +32,12 @@ def _table_facts(frame: pd.DataFrame) -> dict[str, Any]:
     group_name="data",
     owners=OWNERS,
     kinds={"pandas", "parquet"},
-    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=90)),
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=RAW_FRESH_FOR),
 )
 def raw_encounters(
     context: dg.AssetExecutionContext, source: EncounterSource
 ) -> dg.MaterializeResult[pd.DataFrame]:
-    """The encounters as published: 50 columns of text, nothing dropped.
+    """The encounters as published: 50 columns of text, nothing dropped, and `intervened` if given.
 
     Read from the setting `HEALTH_PREDICT_DATA`. Its source and digest go with every model that
     learns from it; a synthetic cohort is called synthetic wherever its figures show.
@@ -49,6 +51,7 @@ def raw_encounters(
             "source": origin.name,
             "caption": origin.caption,
             "sha256": origin.sha256,
+            "intervened_marked": schema.INTERVENED in raw,
         },
         data_version=dg.DataVersion(origin.sha256),
     )
@@ -103,6 +106,7 @@ def encounters(
             "label": source.label_name,
             "label_rate": round(float(cohort[schema.LABEL].mean()), 4),
             "outside_cohort": len(accepted) - len(cohort),
+            "intervened": int(cohort[schema.INTERVENED].sum()),
             "patients": int(cohort[schema.PATIENT].nunique()),
         },
     )
@@ -162,39 +166,83 @@ def future(
     )
 
 
-@dg.asset(group_name="data", owners=OWNERS, kinds={"pandas", "parquet"}, partitions_def=batches)
+@dg.asset(
+    group_name="data",
+    owners=OWNERS,
+    kinds={"pandas", "parquet"},
+    partitions_def=batches,
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=BATCH_FRESH_FOR),
+)
 def future_batch(
     context: dg.AssetExecutionContext,
     future: pd.DataFrame,
     quarantine: pd.DataFrame,
     arrival: Arrival,
     source: EncounterSource,
+    traffic: ServedTraffic,
 ) -> dg.MaterializeResult[pd.DataFrame]:
-    """One arriving batch of encounters, in order of arrival.
+    """One batch of encounters, in order of arrival.
+
+    `batch-...` arrives by schedule. `served-...` is what the service was asked about, with the
+    scores it gave; it has no patients and no outcomes, and nothing is learned from it.
 
     Rows that break the contract stay in quarantine. A batch too many of whose rows do is held back
     as a whole: mend the source, run the job refresh_data, then materialise the batch again.
     """
-    span = _calendar(context.instance, arrival).span(batch_number(context.partition_key))
-    broken = splits.within(quarantine, span)
-    share = len(broken) / len(span)
+    key = context.partition_key
+    facts: dict[str, Any] = {}
+    if is_served(key):
+        rows, frame, broken, facts = _served(traffic, key)
+    else:
+        span = _calendar(context.instance, arrival).span(batch_number(key))
+        rows = len(span)
+        frame, broken = (splits.within(part, span) for part in (future, quarantine))
+    share = len(broken) / rows
     if share > source.largest_quarantine:
-        words = _held_back(context.partition_key, broken, share, source.largest_quarantine)
+        words = _held_back(key, broken, share, source.largest_quarantine)
         context.instance.add_run_tags(context.run_id, {HELD_BACK: words})
         raise dg.Failure(words, allow_retries=False)
-    frame = splits.within(future, span)
     return dg.MaterializeResult(
         value=frame,
-        metadata={**_table_facts(frame), "quarantined": len(broken), "reasons": _reasons(broken)},
+        metadata={
+            **_table_facts(frame),
+            "quarantined": len(broken),
+            "reasons": _reasons(broken),
+            **facts,
+        },
     )
+
+
+def _served(
+    traffic: ServedTraffic, key: str
+) -> tuple[int, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Returns rows, the batch, its quarantine and what is known of a slice of served traffic."""
+    cut = served.find(traffic.folder, key)
+    frame, broken = served.table(traffic.folder, key)
+    kept = served.keep_quarantine(traffic.folder, key, broken)
+    facts = {
+        "served_from": cut.first,
+        "served_until": cut.last,
+        "requests_of_roll_outs": cut.left_out,
+        "unreadable_lines": cut.skipped,
+        "torn_files": cut.torn,
+        "quarantine": dg.MetadataValue.path(str(kept)),
+    }
+    return cut.rows, frame, broken, facts
 
 
 def _held_back(batch: str, broken: pd.DataFrame, share: float, limit: float) -> str:
     commonest = next(iter(_reasons(broken)))
+    remedy = (
+        "Mend the client that sends them; to look at the rest all the same, raise "
+        "HEALTH_PREDICT_LARGEST_QUARANTINE and materialise the batch again."
+        if is_served(batch)
+        else "Mend the source, run the job refresh_data, then materialise the batch again; "
+        "nothing of it was scored."
+    )
     return (
         f"{batch} is held back: {share:.0%} of its rows break the contract (at most {limit:.0%} "
-        f"may), most often in {commonest}. Mend the source, run the job refresh_data, then "
-        "materialise the batch again; nothing of it was scored."
+        f"may), most often in {commonest}. {remedy}"
     )
 
 

@@ -40,6 +40,11 @@ def run_facts(
         "window": trained_on["window"],
         "newest_batch": trained_on["newest_batch"],
         "fingerprint": trained_on["fingerprint"],
+        "feedback": {
+            "marked": raw.get("intervened_marked", False),
+            "rows": trained_on["known_rows"],
+            "left_out": trained_on["intervened_left_out"],
+        },
         "trigger": trigger(context),
         "git_revision": _git_revision(),
         "dagster_run_id": context.run_id,

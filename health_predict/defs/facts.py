@@ -3,7 +3,7 @@
 Decisions are made in `automation` from what is returned here; nothing is decided in this module.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import dagster as dg
 
 RunState = Literal["running", "succeeded", "failed"]
 _PAGE = 500
+_ARRIVAL = dg.AssetKey("future_batch")
 
 _STATES: dict[dg.DagsterRunStatus, RunState] = {
     dg.DagsterRunStatus.SUCCESS: "succeeded",
@@ -29,6 +30,8 @@ NEWEST_BATCH = "health_predict/newest_batch"
 SENTENCE = "sentence"
 """Metadata of every event a decision is made from or told by: what happened, in words."""
 PROMOTED = "promoted"
+FORCED = "forced_by"
+"""Metadata of an observation of `training_set`: who asked for a retraining."""
 WAITING = "waiting_version"
 """Metadata of an observation: the version that passed the gate and waits for the job `approve`."""
 
@@ -85,10 +88,26 @@ class Run:
 
 def events(instance: dg.DagsterInstance, asset: str, after: int = 0) -> list[Event]:
     """Returns the materialisations of an asset newer than event id `after`, oldest first."""
+    return _pages(instance, dg.AssetRecordsFilter(dg.AssetKey(asset), after_storage_id=after))
+
+
+def _pages(instance: dg.DagsterInstance, wanted: dg.AssetRecordsFilter) -> list[Event]:
     found = []
     cursor = None
     while True:
-        page = instance.fetch_materializations(
+        page = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor, ascending=True)
+        found += [_event(record) for record in page.records]
+        if not page.has_more:
+            return found
+        cursor = page.cursor
+
+
+def observations(instance: dg.DagsterInstance, asset: str, after: int = 0) -> list[Event]:
+    """Returns the observations of an asset newer than event id `after`, oldest first."""
+    found = []
+    cursor = None
+    while True:
+        page = instance.fetch_observations(
             dg.AssetRecordsFilter(dg.AssetKey(asset), after_storage_id=after),
             limit=_PAGE,
             cursor=cursor,
@@ -98,12 +117,6 @@ def events(instance: dg.DagsterInstance, asset: str, after: int = 0) -> list[Eve
         if not page.has_more:
             return found
         cursor = page.cursor
-
-
-def observations(instance: dg.DagsterInstance, asset: str) -> list[Event]:
-    """Returns the observations of an asset, oldest first: challengers refused, or waiting."""
-    page = instance.fetch_observations(dg.AssetKey(asset), limit=_PAGE, ascending=True)
-    return [_event(record) for record in page.records]
 
 
 def latest(instance: dg.DagsterInstance, asset: str) -> Event | None:
@@ -129,10 +142,43 @@ def _event(record: dg.EventLogRecord) -> Event:
     )
 
 
+def newest_scores(instance: dg.DagsterInstance) -> Event | None:
+    """Returns the newest scores that the champion of the moment gave to a batch."""
+    page = instance.fetch_materializations(dg.AssetKey("batch_predictions"), limit=50)
+    found = map(_event, page.records)
+    return next((event for event in found if "champion_version" in event.metadata), None)
+
+
+def newest_verdict(instance: dg.DagsterInstance) -> Event | None:
+    """Returns the newest promotion or refusal, None if the gate never judged."""
+    page = instance.fetch_observations(dg.AssetKey("registered_model"), limit=1)
+    found = [latest(instance, "registered_model"), *map(_event, page.records)]
+    return max((event for event in found if event), key=lambda event: event.id, default=None)
+
+
+def materialised(instance: dg.DagsterInstance, asset: str) -> set[str]:
+    """Returns the partitions of an asset that were ever materialised."""
+    return instance.get_materialized_partitions(dg.AssetKey(asset))
+
+
 def arrivals(instance: dg.DagsterInstance) -> dict[str, float]:
     """Returns when each batch first arrived: partition key -> epoch seconds."""
+    return _first(events(instance, "future_batch"))
+
+
+def arrived_at(instance: dg.DagsterInstance, keys: Collection[str]) -> dict[str, float]:
+    """Returns when these batches first arrived, without reading the others."""
+    found: list[Event] = []
+    ordered = sorted(keys)
+    for start in range(0, len(ordered), _PAGE):
+        wanted = ordered[start : start + _PAGE]
+        found += _pages(instance, dg.AssetRecordsFilter(_ARRIVAL, asset_partitions=wanted))
+    return _first(found)
+
+
+def _first(arrived: Iterable[Event]) -> dict[str, float]:
     first: dict[str, float] = {}
-    for event in events(instance, "future_batch"):
+    for event in arrived:
         if event.partition is not None:
             first.setdefault(event.partition, event.timestamp)
     return first

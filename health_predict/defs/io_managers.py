@@ -86,7 +86,7 @@ def _read(path: Path, declared: Any) -> Any:
     if suffix == ".skops":
         import skops.io
 
-        from health_predict.tracking import TRUSTED_TYPES
+        from health_predict.experiments import TRUSTED_TYPES
 
         return skops.io.load(path, trusted=TRUSTED_TYPES)
     from pydantic import TypeAdapter

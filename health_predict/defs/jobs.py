@@ -9,6 +9,7 @@ from health_predict.defs.partitions import batches
 
 # A process a step would cost 3 s of imports each and buys nothing: steps of a job run in turn.
 EXECUTOR = dg.in_process_executor
+_MODEL = dg.AssetKey("registered_model")
 
 bootstrap = dg.define_asset_job(
     "bootstrap",
@@ -30,8 +31,13 @@ bootstrap = dg.define_asset_job(
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
     selection=dg.AssetSelection.assets(
-        "future_batch", "batch_predictions", "drift_report", "batch_performance"
-    ),
+        "future_batch",
+        "batch_predictions",
+        "performance_estimate",
+        "drift_report",
+        "batch_performance",
+    )
+    | dg.AssetSelection.checks(dg.AssetCheckKey(_MODEL, "champion_is_recent")),
     partitions_def=batches,
     description="One batch arrives, is scored, and is watched for drift.",
     # A run that was killed is started again; one that failed would fail for the same reason.

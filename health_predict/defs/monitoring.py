@@ -1,4 +1,4 @@
-"""Group `monitoring`: what arrived, how it was scored, whether it drifted, how well it went."""
+"""Group `monitoring`: how what arrived was scored, and whether it drifted."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,16 +7,15 @@ import dagster as dg
 import pandas as pd
 
 from health_predict import schema
+from health_predict.column_drift import ColumnDrift
 from health_predict.defs.data import OWNERS, _table_facts
-from health_predict.defs.facts import SENTENCE, arrivals
-from health_predict.defs.partitions import batches
-from health_predict.defs.resources import Arrival, Gate, ReportFolder, SearchBudget
-from health_predict.drift import DriftSummary, detect, write_report
-from health_predict.evaluation import CALIBRATION_BOUNDS, Scores, score
+from health_predict.defs.facts import SENTENCE
+from health_predict.defs.partitions import batches, is_served
+from health_predict.defs.resources import DriftWatch, SearchBudget
+from health_predict.drift import DriftSummary, detect
+from health_predict.evidently_report import write_report
+from health_predict.served import PROBABILITY, VERSION
 from health_predict.tracking import ModelVersion, Registry
-
-PROBABILITY = "probability"
-VERSION = "model_version"
 
 
 @dg.asset(
@@ -27,20 +26,33 @@ VERSION = "model_version"
     deps=["registered_model"],
 )
 def batch_predictions(
-    future_batch: pd.DataFrame, registry: dg.ResourceParam[Registry]
+    context: dg.AssetExecutionContext,
+    future_batch: pd.DataFrame,
+    registry: dg.ResourceParam[Registry],
 ) -> dg.MaterializeResult[pd.DataFrame]:
-    """The scores that the champion of the day gave to a batch, with its version."""
-    champion = _champion(registry)
-    probabilities = registry.load(champion).predict_proba(future_batch)[:, 1]
-    scored = future_batch[list(schema.IDENTIFIERS)].assign(
-        **{PROBABILITY: probabilities, VERSION: champion.version}
-    )
+    """The scores that the champion of the day gave to a batch, with its version.
+
+    A batch of served traffic has them already: they are those that clients were given.
+    """
+    # Who answered then is not who the champion is now: by its version a move by hand is seen.
+    told = "champion_version"
+    if is_served(context.partition_key):
+        told = "served_versions"
+        scored = future_batch[[*schema.IDENTIFIERS, PROBABILITY, VERSION]]
+    else:
+        champion = _champion(registry)
+        scored = future_batch[[*schema.IDENTIFIERS]].assign(
+            **{
+                PROBABILITY: registry.load(champion).predict_proba(future_batch)[:, 1],
+                VERSION: champion.version,
+            }
+        )
     return dg.MaterializeResult(
         value=scored,
         metadata={
             **_table_facts(scored),
-            "champion_version": champion.version,
-            "mean_probability": float(probabilities.mean()),
+            told: ", ".join(sorted(scored[VERSION].astype(str).unique())),
+            "mean_probability": float(scored[PROBABILITY].mean()),
         },
     )
 
@@ -62,20 +74,49 @@ def _champion(registry: Registry) -> ModelVersion:
 def drift_report(
     context: dg.AssetExecutionContext,
     future_batch: pd.DataFrame,
+    batch_predictions: pd.DataFrame,
     registry: dg.ResourceParam[Registry],
     budget: SearchBudget,
-    reports: ReportFolder,
+    watch: DriftWatch,
 ) -> dg.MaterializeResult[DriftSummary]:
     """Whether a batch still comes from the world the champion learned from.
 
     Decided by a classifier two-sample test against the newest part of the champion's training
-    window; Evidently's report shows the columns and decides nothing.
+    window, whose false alarm rate is set. Beside it stand the columns that moved, weighted by what
+    the champion leans on, and how its scores moved; Evidently's report shows them.
     """
     champion = _champion(registry)
     reference = registry.reference(champion)
-    summary = detect(reference, future_batch, seed=budget.seed)
-    report = reports.path(context.partition_key)
-    share = write_report(reference, future_batch, report, seed=budget.seed)
+    before = registry.load(champion).predict_proba(reference)[:, 1]
+    now = batch_predictions[PROBABILITY].to_numpy()
+    summary = detect(
+        reference,
+        future_batch,
+        watch.chance(champion.version, reference, len(future_batch), budget.seed),
+        probabilities=(before, now),
+        flagged_from=champion.facts["threshold"],
+        importance=dict(champion.facts["importance"]),
+        false_alarm_rate=watch.false_alarm_rate,
+        major=watch.major,
+        seed=budget.seed,
+    )
+    page = write_report(
+        reference,
+        future_batch,
+        watch.folder(context.partition_key),
+        reference_probabilities=before,
+        batch_probabilities=now,
+        threshold=champion.facts["threshold"],
+        with_labels=schema.LABEL in future_batch,
+        seed=budget.seed,
+    )
+    run_id = registry.log_monitoring(
+        context.partition_key,
+        "drift",
+        metrics=_metrics(summary),
+        files=[page.path],
+        tags={"champion_version": champion.version, "severity": summary.severity},
+    )
     context.log.info(summary.sentence)
     return dg.MaterializeResult(
         value=summary,
@@ -86,11 +127,36 @@ def drift_report(
             "statistic": summary.statistic,
             "threshold": summary.threshold,
             "chance_bound": summary.chance_bound,
+            "false_alarm_rate": summary.false_alarm_rate,
             "champion_version": champion.version,
-            "columns": dg.MetadataValue.json(summary.columns),
-            "evidently_drifted_share": share,
-            "evidently_report": dg.MetadataValue.url(report.as_uri()),
+            "champion_share": summary.champion_share,
+            "prediction_shift": summary.prediction.distance,
+            "columns": dg.MetadataValue.table([_row(column) for column in summary.columns]),
+            "told_apart_by": dg.MetadataValue.json(summary.shares),
+            "evidently_drifted_share": page.drifted_share,
+            "evidently_report": dg.MetadataValue.url(page.path.as_uri()),
+            "mlflow_run_id": run_id,
         },
+    )
+
+
+def _metrics(summary: DriftSummary) -> dict[str, float]:
+    """Returns what MLflow's monitoring experiment plots over batches."""
+    return {
+        "statistic": summary.statistic,
+        "chance_bound": summary.chance_bound,
+        "threshold": summary.threshold,
+        "champion_share": summary.champion_share,
+        "columns_moved": float(sum(column.moved for column in summary.columns)),
+        **{f"prediction_{name}": value for name, value in asdict(summary.prediction).items()},
+        **{f"psi_{column.column}": column.psi for column in summary.columns},
+    }
+
+
+def _row(column: ColumnDrift) -> dg.TableRecord:
+    values: dict[str, Any] = asdict(column)
+    return dg.TableRecord(
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
     )
 
 
@@ -104,78 +170,5 @@ def drift_within_bounds(drift_report: DriftSummary) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset(
-    group_name="monitoring",
-    owners=OWNERS,
-    kinds={"scikitlearn"},
-    partitions_def=batches,
-    output_required=False,
-    dagster_type=dg.PythonObjectDagsterType(Scores),
-)
-def batch_performance(
-    context: dg.AssetExecutionContext,
-    future_batch: pd.DataFrame,
-    batch_predictions: pd.DataFrame,
-    arrival: Arrival,
-    budget: SearchBudget,
-    gate: Gate,
-    registry: dg.ResourceParam[Registry],
-) -> Any:
-    """How well the scores of a batch foretold its outcomes, once those are known.
-
-    Before that there is no output; the sensor `matured_labels` asks again when they are.
-    """
-    arrived = arrivals(context.instance)[context.partition_key]
-    if not arrival.matured(arrived):
-        wait = arrival.label_delay_seconds
-        context.log.info(f"Outcomes are known {wait:,.0f} s after arrival; not scored yet.")
-        return
-    scored_by = registry.version(str(batch_predictions[VERSION].iloc[0]))
-    scores = score(
-        future_batch[schema.LABEL].to_numpy(),
-        batch_predictions[PROBABILITY].to_numpy(),
-        future_batch[schema.PATIENT].to_numpy(),
-        threshold=scored_by.facts["threshold"],
-        harm=gate.harm,
-        seed=budget.seed,
-    )
-    yield dg.Output(
-        scores,
-        metadata={
-            **asdict(scores),
-            SENTENCE: performance_sentence(scores),
-            "within_bounds": calibrated(scores),
-            "champion_version": scored_by.version,
-        },
-    )
-
-
-def calibrated(scores: Scores) -> bool:
-    """Returns whether expected over observed lies within the gate's bounds."""
-    low, high = CALIBRATION_BOUNDS
-    return low <= scores.expected_observed <= high
-
-
-def performance_sentence(scores: Scores) -> str:
-    """Returns the outcome of a batch in words, with numbers."""
-    low, high = CALIBRATION_BOUNDS
-    inside = "within" if calibrated(scores) else "outside"
-    return (
-        f"AUC {scores.auc:.3f} [{scores.auc_low:.3f}, {scores.auc_high:.3f}] on {scores.n:,} "
-        f"encounters; expected/observed {scores.expected_observed:.2f}, {inside} "
-        f"{low:.2f} to {high:.2f}."
-    )
-
-
-@dg.asset_check(asset=batch_performance, partitions_def=batches)
-def calibration_holds(batch_performance: Scores) -> dg.AssetCheckResult:
-    """The champion foretold about as many readmissions as there were."""
-    return dg.AssetCheckResult(
-        passed=calibrated(batch_performance),
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={SENTENCE: performance_sentence(batch_performance)},
-    )
-
-
-ASSETS = [batch_predictions, drift_report, batch_performance]
-CHECKS = [drift_within_bounds, calibration_holds]
+ASSETS = [batch_predictions, drift_report]
+CHECKS = [drift_within_bounds]

@@ -1,10 +1,10 @@
-"""How a run writes the ledger: what happened to a model, who did it, and why."""
+"""How what happened is written down: the ledger of models, and what a person asks for."""
 
 from typing import Any
 
 import dagster as dg
 
-from health_predict.defs.facts import REASON
+from health_predict.defs.facts import FORCED, REASON, SENTENCE
 from health_predict.ledger import Entry, Kind, Ledger
 from health_predict.tracking import Registry
 
@@ -68,6 +68,23 @@ def move_alias(
         before=before,
         after=version,
     )
+
+
+def force_retrain(instance: dg.DagsterInstance, by: str, why: str) -> None:
+    """Asks for a retraining by name and reason; the sensor `retrain_on_drift` answers it.
+
+    Args:
+        instance: where the sensor will find it.
+        by: who asks.
+        why: the reason.
+
+    Raises:
+        ValueError: name or reason is empty.
+    """
+    if not (by.strip() and why.strip()):
+        raise ValueError("a retraining is forced by somebody for a reason: give both")
+    facts = {FORCED: by.strip(), SENTENCE: f"Forced by {by.strip()}: {why.strip()}"}
+    instance.report_runless_asset_event(dg.AssetObservation("training_set", metadata=facts))
 
 
 def latest_metadata(instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:

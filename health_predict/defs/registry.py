@@ -1,6 +1,6 @@
 """Group `registry`: the gate, and the champion it lets through."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,14 +22,15 @@ from health_predict.defs.dossier import (
     verdict_metadata,
     version_metadata,
 )
-from health_predict.defs.facts import SENTENCE, WAITING
+from health_predict.defs.facts import SENTENCE, WAITING, latest
 from health_predict.defs.recording import champion_before, move_alias, record, trigger
 from health_predict.defs.resources import EncounterSource, Gate, SearchBudget
+from health_predict.experiments import log_files, log_model
 from health_predict.ledger import Ledger
 from health_predict.models import Candidate
 from health_predict.scorer import Contributions, Scorer
 from health_predict.search import SearchResult
-from health_predict.tracking import ModelVersion, Registry, log_files, log_model
+from health_predict.tracking import ModelVersion, Registry
 
 # What later batches are compared with: the newest part of the training window, because the
 # window as a whole differs from any batch for ever.
@@ -198,5 +199,20 @@ def _picture(explained: Contributions, snapshot: pd.DataFrame, version: ModelVer
     )
 
 
+@dg.asset_check(asset=registered_model)
+def champion_is_recent(context: dg.AssetCheckExecutionContext, gate: Gate) -> dg.AssetCheckResult:
+    """The champion took over no longer ago than the loop lets one stay unexamined."""
+    promoted = latest(context.instance, "registered_model")
+    age = (datetime.now(UTC).timestamp() - promoted.timestamp) / 86_400 if promoted else None
+    return dg.AssetCheckResult(
+        passed=age is not None and age <= gate.oldest_champion_days,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "days": "no champion" if age is None else round(age, 2),
+            "limit_days": gate.oldest_champion_days,
+        },
+    )
+
+
 ASSETS = [registered_model]
-CHECKS: list[dg.AssetChecksDefinition] = []
+CHECKS = [champion_is_recent]

@@ -1,8 +1,12 @@
 """Resources: each returns a plain object of the pure half, one definition with a local twin."""
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from health_predict.encounters import Source, read
 from health_predict.ledger import Ledger
 from health_predict.release import KubernetesPlatform, LocalPlatform, Platform
 from health_predict.schema import LabelName
+from health_predict.separation import Chance, chance
 from health_predict.settings import Settings
 from health_predict.splits import Calendar
 
@@ -68,10 +73,12 @@ class Gate(dg.ConfigurableResource):
     Attributes:
         harm: what a needless intervention costs, in foreseen readmissions.
         approval: whether a challenger that passed waits for a person.
+        oldest_champion_days: age after which the loop trains without another cause.
     """
 
     harm: float
     approval: bool
+    oldest_champion_days: float
 
 
 class LedgerFile(dg.ConfigurableResource):
@@ -84,14 +91,43 @@ class LedgerFile(dg.ConfigurableResource):
         return Ledger(Path(self.path))
 
 
-class ReportFolder(dg.ConfigurableResource):
-    """Where drift reports are kept, one folder a batch."""
+class DriftWatch(dg.ConfigurableResource):
+    """How drift is watched: the false alarm rate, what is major, where reports are kept."""
+
+    false_alarm_rate: float
+    major: float
+    root: str
+
+    def folder(self, partition: str) -> Path:
+        """Returns the folder of a batch's report."""
+        return Path(self.root, partition).absolute()
+
+    def chance(self, version: str, reference: Any, batch_rows: int, seed: int) -> Chance:
+        """Returns how far chance takes the statistic; drawn once a version and size of batch.
+
+        Batches of half to twice a size share it: the inflation hardly depends on the size.
+        """
+        size = round(log2(batch_rows))
+        path = Path(self.root, "chance", f"version-{version}-rows-2^{size}-seed-{seed}.json")
+        if path.exists():
+            return Chance(**json.loads(path.read_text()))
+        drawn = chance(reference, batch_rows, seed=seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(asdict(drawn)))
+        partial.replace(path)
+        return drawn
+
+
+class ServedTraffic(dg.ConfigurableResource):
+    """The slices that were cut off the prediction log."""
 
     root: str
 
-    def path(self, partition: str) -> Path:
-        """Returns the HTML file of a batch's report."""
-        return Path(self.root, partition, "report.html").absolute()
+    @property
+    def folder(self) -> Path:
+        """Where they are kept."""
+        return Path(self.root)
 
 
 class Mlflow(dg.ConfigurableResource):
@@ -107,7 +143,7 @@ class Mlflow(dg.ConfigurableResource):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Any]:
         """Yields dagster-mlflow's `MlFlow`: mlflow's own functions on the run's MLflow run."""
-        from health_predict.tracking import experiment_run
+        from health_predict.experiments import experiment_run
 
         with experiment_run(self.mlflow_tracking_uri, Path(self.artifacts), context) as mlflow:
             yield mlflow
@@ -168,14 +204,23 @@ def resources(settings: Settings) -> dict[str, Any]:
             seconds=settings.search_seconds,
             backend=settings.search_backend,
         ),
-        "gate": Gate(harm=settings.harm, approval=settings.approval),
+        "gate": Gate(
+            harm=settings.harm,
+            approval=settings.approval,
+            oldest_champion_days=settings.oldest_champion,
+        ),
         "ledger": LedgerFile(path=str(settings.store / "ledger.jsonl")),
         "mlflow": Mlflow(
             experiment_name="readmission",
             mlflow_tracking_uri=settings.tracking_uri,
             artifacts=artifacts,
         ),
-        "reports": ReportFolder(root=str(settings.store / "drift_reports")),
+        "watch": DriftWatch(
+            false_alarm_rate=settings.false_alarm_rate,
+            major=settings.major_drift,
+            root=str(settings.store / "drift_reports"),
+        ),
+        "traffic": ServedTraffic(root=str(settings.served)),
         "registry": ModelRegistry(tracking_uri=settings.tracking_uri, artifacts=artifacts),
         "platform": Serving(
             deployment=settings.deployment,

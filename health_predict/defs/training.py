@@ -10,8 +10,9 @@ from sklearn.pipeline import Pipeline
 from health_predict import fitting, schema, splits
 from health_predict.defs.data import OWNERS, _table_facts
 from health_predict.defs.facts import NEWEST_BATCH, arrivals
-from health_predict.defs.partitions import batch_key, batch_number
+from health_predict.defs.partitions import arriving, batch_key, batch_number
 from health_predict.defs.resources import Arrival, SearchBudget
+from health_predict.encounters import untouched
 from health_predict.search import SearchData, SearchResult, Trial
 from health_predict.tuning import search
 
@@ -32,11 +33,14 @@ def training_set(
 
     Models learn from the side `train`, are chosen and calibrated on `validation` and judged on
     `test`. All three are taken in one go, so that a batch that arrives in between cannot move
-    the ground under a running comparison.
+    the ground under a running comparison. Encounters whose care a prediction changed are left out
+    of all three: what happened after them is not what the model was to foretell.
     """
     known = _matured(context.instance, future_batch, arrival)
     newest = max(map(batch_number, known), default=0)
-    snapshot = splits.with_side(pd.concat([initial, *known.values()], ignore_index=True))
+    whole = pd.concat([initial, *known.values()], ignore_index=True)
+    usual = untouched(whole).drop(columns=schema.INTERVENED, errors="ignore").reset_index(drop=True)
+    snapshot = splits.with_side(usual)
     context.instance.add_run_tags(context.run_id, {NEWEST_BATCH: str(newest)})
     values = pd.util.hash_pandas_object(snapshot, index=False).to_numpy()
     return dg.MaterializeResult(
@@ -47,6 +51,8 @@ def training_set(
             "window": "initial" if not newest else f"initial to {batch_key(newest)}",
             "newest_batch": newest,
             "label_rate": float(snapshot[schema.LABEL].mean()),
+            "known_rows": len(whole),
+            "intervened_left_out": len(whole) - len(snapshot),
             "fingerprint": hashlib.sha256(values.tobytes()).hexdigest()[:16],
         },
     )
@@ -55,11 +61,11 @@ def training_set(
 def _matured(
     instance: dg.DagsterInstance, batches: dict[str, pd.DataFrame], arrival: Arrival
 ) -> dict[str, pd.DataFrame]:
-    """Returns the batches whose outcomes are known, oldest first."""
+    """Returns the batches whose outcomes are known, oldest first: none of served traffic."""
     arrived = arrivals(instance)
     return {
         key: batches[key]
-        for key in sorted(batches, key=batch_number)
+        for key in arriving(batches)
         if key in arrived and arrival.matured(arrived[key])
     }
 
@@ -121,7 +127,7 @@ def hpo_results(
     Optuna proposes, successive halving stops what falls behind. One MLflow run holds the search,
     with a nested run for each candidate.
     """
-    from health_predict.tracking import log_search
+    from health_predict.experiments import log_search
 
     result = search(
         SearchData(
