@@ -31,7 +31,8 @@ ROWS ?= 30000
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev serve test lint bench bench-hpo bench-gate results ablation lock clean
+.PHONY: help install demo dev serve test lint bench bench-hpo bench-gate bench-drift bench-ticks \
+  results ablation policies lock clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,7 +63,7 @@ serve: $(READY)  ## The champion behind POST /predict, in the foreground.
 	$(BIN)/health-predict serve
 
 test: $(READY)  ## All tests; TESTS="-k drift" for some.
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 lint: $(READY)  ## Style, types, definitions.
 	$(BIN)/ruff check .
@@ -79,8 +80,17 @@ bench-hpo: $(READY)  ## What a search costs, against one process and the usual w
 bench-gate: $(READY)  ## How often the gate is right about known challengers: var/bench/gate.json
 	$(BIN)/python -W ignore -m benchmarks.gate --data "$(DATA)"
 
+bench-drift: $(READY)  ## How often the drift decision is wrong and right: var/bench/drift.json
+	$(BIN)/python -W ignore -m benchmarks.drift --data "$(DATA)"
+
+bench-ticks: $(READY)  ## Ticks of the sensors with 10,000 batches behind them: var/bench/ticks.json
+	$(BIN)/python -W ignore -m benchmarks.ticks 2> /dev/null
+
 results: $(READY)  ## Never against always retrained, part by part: var/bench/results.json
 	$(BIN)/python -W ignore -m benchmarks.results --data "$(DATA)"
+
+policies: $(READY)  ## Trained when the loop decides, against every batch: var/bench/policies.json
+	$(BIN)/python -W ignore -m benchmarks.policies --data "$(DATA)"
 
 ablation: $(READY)  ## What each feature is worth on later parts: var/bench/ablation.json
 	$(BIN)/python -W ignore -m benchmarks.ablation --data "$(DATA)"

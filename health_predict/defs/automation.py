@@ -20,6 +20,7 @@ from health_predict.defs.facts import (
     WAITING,
     Run,
     arrived_at,
+    before_newest,
     events,
     in_progress,
     latest,
@@ -38,6 +39,8 @@ from health_predict.settings import Settings
 RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
 # A backfill may run hundreds of batches at a time, and attempts are counted over them.
 _RUNS = 500
+# How far back a sensor looks that has lost its cursor: years of daily batches, read in a second.
+_RECALLED = 2_000
 
 
 def _run_request(request: Request, sentence: str) -> dg.RunRequest:
@@ -73,6 +76,7 @@ def retrain_decision(
     promoted = latest(instance, "registered_model")
     if promoted is None:
         return decide_bootstrap(runs(instance, "bootstrap"), _waiting(instance))
+    settled = settled or before_newest(instance, "drift_report", _RECALLED)
     reports = [
         *events(instance, "drift_report", settled),
         *events(instance, "batch_performance", settled),

@@ -156,6 +156,14 @@ def newest_verdict(instance: dg.DagsterInstance) -> Event | None:
     return max((event for event in found if event), key=lambda event: event.id, default=None)
 
 
+def before_newest(instance: dg.DagsterInstance, asset: str, partitions: int) -> int:
+    """Returns the event id before the newest events of so many partitions; 0 if there are fewer."""
+    ids = instance.get_latest_storage_id_by_partition(
+        dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION
+    )
+    return sorted(ids.values())[-partitions] - 1 if len(ids) > partitions else 0
+
+
 def materialised(instance: dg.DagsterInstance, asset: str) -> set[str]:
     """Returns the partitions of an asset that were ever materialised."""
     return instance.get_materialized_partitions(dg.AssetKey(asset))

@@ -1,7 +1,7 @@
 """Resources: each returns a plain object of the pure half, one definition with a local twin."""
 
+import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -105,18 +105,19 @@ class DriftWatch(dg.ConfigurableResource):
     def chance(self, version: str, reference: Any, batch_rows: int, seed: int) -> Chance:
         """Returns how far chance takes the statistic; drawn once a version and size of batch.
 
-        Batches of half to twice a size share it: the inflation hardly depends on the size.
+        Batches of half to twice a size share it, and so do all large ones: the inflation hardly
+        depends on the size. Of several runs that need it at a time one draws, the others wait.
         """
-        size = round(log2(batch_rows))
-        path = Path(self.root, "chance", f"version-{version}-rows-2^{size}-seed-{seed}.json")
-        if path.exists():
-            return Chance(**json.loads(path.read_text()))
-        drawn = chance(reference, batch_rows, seed=seed)
+        size = round(log2(min(batch_rows, 1_024)))
+        path = Path(self.root, "chance", f"version-{version}-rows-{2**size}-seed-{seed}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(asdict(drawn)))
-        partial.replace(path)
-        return drawn
+        with path.with_suffix(".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(asdict(chance(reference, batch_rows, seed=seed))))
+                partial.replace(path)
+        return Chance(**json.loads(path.read_text()))
 
 
 class ServedTraffic(dg.ConfigurableResource):
