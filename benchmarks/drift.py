@@ -34,7 +34,7 @@ REFERENCE_ROWS = 10_000
 # The world that references and undrifted batches are drawn from: the first fifth, which the first
 # champion learns from. Over more of the table the world itself changes.
 WORLD_ROWS = 20_000
-DRAWS_A_CHANCE = 50
+DRAWS_A_CHANCE = 100
 # Evidently takes seconds a batch and answers nearly alike each time.
 USUAL_DRAWS = 10
 ROUNDS = 5
@@ -70,7 +70,7 @@ Draw = Callable[[np.random.Generator], "tuple[pd.DataFrame, pd.DataFrame]"]
 
 @click.command(help=__doc__)
 @click.option("--data", default=lambda: Settings().data, help="As HEALTH_PREDICT_DATA.")
-@click.option("--draws", default=600, type=click.IntRange(10), help="Undrifted batches a size.")
+@click.option("--draws", default=1_600, type=click.IntRange(10), help="Undrifted batches a size.")
 @click.option("--shifted", default=100, type=click.IntRange(10), help="Drifted batches a shift.")
 @click.option("--seed", default=lambda: Settings().seed, type=int)
 def main(data: str, draws: int, shifted: int, seed: int) -> None:

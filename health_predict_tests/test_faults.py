@@ -6,11 +6,15 @@ Ticks on a real instance; crashes under the real daemon are in `test_loop_faults
 from collections.abc import Iterator
 
 import dagster as dg
+import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 from health_predict.definitions import assemble
+from health_predict.defs.automation import deploy_decision
 from health_predict.defs.decisions import MOST_ATTEMPTS
 from health_predict.settings import Settings
+from health_predict.tracking import MODEL, Registry
 from health_predict_tests.ticks import champion, drift, record, start, tick
 
 FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
@@ -196,10 +200,43 @@ def test_a_batch_that_met_an_unreachable_store_is_ingested_once_it_is_back(
     assert _champion(settings) == before
 
 
-def _champion(settings: Settings) -> str | None:
-    from health_predict.tracking import Registry
+def test_a_batch_keeps_the_champion_of_its_day_and_the_next_meets_one_moved_by_hand(
+    ready: tuple[Settings, dg.DagsterInstance],
+) -> None:
+    settings, instance = ready
+    repository = assemble(settings).get_repository_def()
+    job = repository.get_job("ingest_batch")
+    registry = _registry(settings)
+    first = registry.champion()
+    assert first is not None
 
-    found = Registry(settings.tracking_uri, settings.var / "mlflow-artifacts").champion()
+    def ingested(key: str) -> pd.DataFrame:
+        instance.add_dynamic_partitions("batches", [key])
+        assert job.execute_in_process(instance=instance, partition_key=key).success
+        return pd.read_parquet(settings.store / "batch_predictions" / f"{key}.parquet")
+
+    before = ingested("batch-0003")
+    source = MlflowClient(settings.tracking_uri).get_model_version(MODEL, first.version).source
+    second = registry.register(str(source), first.run_id, first.family, first.facts)
+    registry.promote(second.version)  # as a person would in MLflow's UI
+    try:
+        pd.testing.assert_frame_equal(ingested("batch-0003"), before)
+        assert not deploy_decision(instance).sentence.count("by hand")
+        assert set(ingested("batch-0004")["model_version"]) == {second.version}
+        served = {"wanted": first.version, "version": first.version, "rolled_back": False}
+        record(instance, "readmission_deployment", sentence="It answers.", **served)
+        record(instance, "batch_predictions", "batch-0004", champion_version=second.version)
+        assert f"Rolling out version {second.version}" in deploy_decision(instance).sentence
+    finally:
+        registry.promote(first.version)
+
+
+def _registry(settings: Settings) -> Registry:
+    return Registry(settings.tracking_uri, settings.var / "mlflow-artifacts")
+
+
+def _champion(settings: Settings) -> str | None:
+    found = _registry(settings).champion()
     return found.version if found else None
 
 

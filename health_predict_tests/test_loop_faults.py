@@ -20,6 +20,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import dagster as dg
+import pandas as pd
 import psutil
 import pytest
 from dagster._core.events import EngineEventData
@@ -30,7 +31,7 @@ from health_predict import processes
 from health_predict.defs.facts import Run, events, runs
 from health_predict.defs.launcher import HOST, WatchedRunLauncher, is_alive
 from health_predict.processes import Processes
-from health_predict.settings import Settings
+from health_predict.settings import ROOT, Settings
 from health_predict.tracking import Registry
 
 Found = TypeVar("Found")
@@ -260,11 +261,14 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     settings = Settings(
         var=tmp_path_factory.mktemp("faults") / "var",
         rows=8_000,  # of fewer no challenger is good enough
+        batches=2,
         trials=3,
         families="logistic_regression",
         search_backend="serial",
         sensor_interval=1,
         rest_batches=0,  # each drift is answered, though no challenger takes over
+        major_drift=1.0,  # and a batch that is ingested raises none of its own
+        label_delay=1e9,
         cadence="0 0 1 1 *",  # no batch arrives
         port=port,
     )
@@ -274,7 +278,12 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
                 "readmission_deployment",
-                metadata={"wanted": "1", "rolled_back": False, "sentence": "It answers."},
+                metadata={
+                    "wanted": "1",
+                    "version": "1",
+                    "rolled_back": False,
+                    "sentence": "It answers.",
+                },
             )
         )
         registry = Registry(settings.tracking_uri, settings.var / "mlflow-artifacts")
@@ -340,3 +349,39 @@ def test_a_crash_between_request_and_launch_neither_loses_nor_doubles_a_training
     assert well == {alarm.id: 1 for alarm in events(loop.instance, "drift_report")}
     attempts = Counter((run.trigger, run.attempt) for run in retrains)
     assert set(attempts.values()) == {1}, "an attempt was made twice"
+
+
+def backfill(loop: Loop, *keys: str) -> None:
+    """Launches a backfill of these batches as Dagit does, and waits until it has ended."""
+    before = len(runs(loop.instance, "ingest_batch"))
+    subprocess.run(
+        [
+            *(sys.executable, str(Path(sys.executable).with_name("dagster"))),
+            *("job", "backfill", "-w", str(ROOT / "workspace.yaml"), "-j", "ingest_batch"),
+            *("--partitions", ",".join(keys), "--noprompt"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, **loop.group.environment},
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+    def ended() -> bool:
+        found = runs(loop.instance, "ingest_batch")
+        return len(found) == before + len(keys) and all(r.state != "running" for r in found)
+
+    loop.until(ended, "the backfill ends", 2 * PATIENCE_SECONDS)
+
+
+@pytest.mark.loop
+def test_a_backfill_of_a_range_ingests_it_and_again_changes_nothing(loop: Loop) -> None:
+    keys = ("batch-0001", "batch-0002")
+    loop.instance.add_dynamic_partitions("batches", list(keys))
+    backfill(loop, *keys)
+    folder = loop.settings.store / "batch_predictions"
+    kept = {key: pd.read_parquet(folder / f"{key}.parquet") for key in keys}
+    backfill(loop, *keys)
+    for key, frame in kept.items():
+        pd.testing.assert_frame_equal(pd.read_parquet(folder / f"{key}.parquet"), frame)
+    assert {run.state for run in runs(loop.instance, "ingest_batch")} == {"succeeded"}

@@ -29,6 +29,8 @@ NEWEST_BATCH = "health_predict/newest_batch"
 
 SENTENCE = "sentence"
 """Metadata of every event a decision is made from or told by: what happened, in words."""
+CHAMPION_SEEN = "champion_version"
+"""Metadata of scores: the version that was the champion when a batch was first scored."""
 PROMOTED = "promoted"
 FORCED = "forced_by"
 """Metadata of an observation of `training_set`: who asked for a retraining."""
@@ -142,11 +144,18 @@ def _event(record: dg.EventLogRecord) -> Event:
     )
 
 
+def first(instance: dg.DagsterInstance, asset: str, partition: str) -> Event | None:
+    """Returns the oldest materialisation of a partition, None if there is none."""
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[partition])
+    page = instance.fetch_materializations(wanted, limit=1, ascending=True)
+    return _event(page.records[0]) if page.records else None
+
+
 def newest_scores(instance: dg.DagsterInstance) -> Event | None:
     """Returns the newest scores that the champion of the moment gave to a batch."""
     page = instance.fetch_materializations(dg.AssetKey("batch_predictions"), limit=50)
     found = map(_event, page.records)
-    return next((event for event in found if "champion_version" in event.metadata), None)
+    return next((event for event in found if CHAMPION_SEEN in event.metadata), None)
 
 
 def newest_verdict(instance: dg.DagsterInstance) -> Event | None:

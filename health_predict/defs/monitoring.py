@@ -9,7 +9,7 @@ import pandas as pd
 from health_predict import schema
 from health_predict.column_drift import ColumnDrift
 from health_predict.defs.data import OWNERS, _table_facts
-from health_predict.defs.facts import SENTENCE
+from health_predict.defs.facts import CHAMPION_SEEN, SENTENCE, first
 from health_predict.defs.partitions import batches, is_served
 from health_predict.defs.resources import DriftWatch, SearchBudget
 from health_predict.drift import DriftSummary, detect
@@ -32,15 +32,19 @@ def batch_predictions(
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """The scores that the champion of the day gave to a batch, with its version.
 
-    A batch of served traffic has them already: they are those that clients were given.
+    Ingested again later, a batch is scored by the same version. A batch of served traffic has its
+    scores already: they are those that clients were given.
     """
-    # Who answered then is not who the champion is now: by its version a move by hand is seen.
-    told = "champion_version"
+    before = first(context.instance, "batch_predictions", context.partition_key)
     if is_served(context.partition_key):
         told = "served_versions"
         scored = future_batch[[*schema.IDENTIFIERS, PROBABILITY, VERSION]]
     else:
-        champion = _champion(registry)
+        # Whether the alias was moved by hand is seen by who scores a batch for the first time.
+        told = "scored_again_by" if before else CHAMPION_SEEN
+        champion = (
+            registry.version(str(before.metadata[CHAMPION_SEEN])) if before else _champion(registry)
+        )
         scored = future_batch[[*schema.IDENTIFIERS]].assign(
             **{
                 PROBABILITY: registry.load(champion).predict_proba(future_batch)[:, 1],
@@ -85,7 +89,12 @@ def drift_report(
     window, whose false alarm rate is set. Beside it stand the columns that moved, weighted by what
     the champion leans on, and how its scores moved; Evidently's report shows them.
     """
-    champion = _champion(registry)
+    # Served traffic may have met several versions: it is held against the one in office.
+    champion = (
+        _champion(registry)
+        if is_served(context.partition_key)
+        else registry.version(str(batch_predictions[VERSION].iloc[0]))
+    )
     reference = registry.reference(champion)
     before = registry.load(champion).predict_proba(reference)[:, 1]
     now = batch_predictions[PROBABILITY].to_numpy()
