@@ -70,7 +70,11 @@ def loop(
 
     given = {"data": _absolute(data), "rows": rows, "batches": batches}
     settings = Settings(
-        cadence="* * * * *", batches_per_tick=at_a_time, arrive_at_rest=True, sensor_interval=3
+        cadence="* * * * *",
+        batches_per_tick=at_a_time,
+        arrive_at_rest=True,
+        sensor_interval=3,
+        rest_batches=1,  # of six batches two would be a third
     ).model_copy(update={name: value for name, value in given.items() if value is not None})
     if batches is None:
         settings = settings.model_copy(update={"batches": 6 if settings.data == "synthetic" else 8})
@@ -98,9 +102,10 @@ def _absolute(data: str | None) -> str | None:
 def dev(port: int, mlflow_port: int) -> None:
     """Runs Dagit, the daemon, MLflow's UI and the service on the same state."""
     from health_predict import processes
+    from health_predict.loop import instance_of
 
     settings = Settings.of_state()
-    with processes.processes(settings) as group:
+    with processes.processes(settings) as group, instance_of(settings):
         group.start("supervisor", processes.supervisor_command(settings))
         group.start("daemon", processes.daemon_command())
         group.start("dagit", processes.webserver_command(port))
@@ -128,11 +133,12 @@ def serve() -> None:
 def status() -> None:
     """Tells in ten lines what the loop knows, decided last and why, and waits for."""
     from health_predict import story
+    from health_predict.defs.automation import patience
     from health_predict.terminal import show_status
 
     settings = Settings.of_state()
     with _instance(settings) as instance:
-        show_status(instance, story.tell(instance), settings)
+        show_status(instance, story.tell(instance, patience(settings)), settings)
 
 
 @main.command()
@@ -152,14 +158,11 @@ def retrain(by: str, why: str) -> None:
 
 
 def _instance(settings: Settings) -> Any:
-    import dagster as dg
-
-    from health_predict import processes
-    from health_predict.loop import LoopError
+    from health_predict.loop import LoopError, instance_of
 
     if not (settings.var / "dagster").exists():
         raise LoopError(f"there is no state in {settings.var} yet: run `make demo` or `make dev`")
-    return dg.DagsterInstance.from_config(str(processes.dagster_home(settings)))
+    return instance_of(settings)
 
 
 @main.command()

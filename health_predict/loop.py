@@ -14,7 +14,12 @@ from typing import Any
 import dagster as dg
 
 from health_predict import processes, story, supervisor
-from health_predict.defs.automation import deploy_decision, matured_decision, retrain_decision
+from health_predict.defs.automation import (
+    deploy_decision,
+    matured_decision,
+    patience,
+    retrain_decision,
+)
 from health_predict.defs.facts import Event, Run, events, in_progress, observations, runs
 from health_predict.release import LocalPlatform
 from health_predict.settings import Settings
@@ -75,12 +80,11 @@ def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
     """
     began = time.monotonic()
     settings.keep()
-    with processes.processes(settings) as group:
+    with processes.processes(settings) as group, instance_of(settings) as instance:
         group.start("supervisor", processes.supervisor_command(settings))
         group.start("daemon", processes.daemon_command())
-        with dg.DagsterInstance.from_config(str(processes.dagster_home(settings))) as instance:
-            first = _watch(instance, settings, group, say, began + timeout)
-            told = _ask_the_service(story.tell(instance), settings)
+        first = _watch(instance, settings, group, say, began + timeout)
+        told = _ask_the_service(story.tell(instance, patience(settings)), settings)
     seconds = {
         "first_champion": round(first - began, 1),
         "total": round(time.monotonic() - began, 1),
@@ -89,6 +93,15 @@ def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
     told = replace(told, seconds=seconds)
     write(told, settings)
     return told
+
+
+def instance_of(settings: Settings) -> dg.DagsterInstance:
+    """Returns the instance in the state folder, its tables made.
+
+    To be opened before processes are started on it: of two that make the tables at a time, one
+    fails.
+    """
+    return dg.DagsterInstance.from_config(str(processes.dagster_home(settings)))
 
 
 def write(told: LoopStory, settings: Settings) -> None:
@@ -149,11 +162,13 @@ def _state(instance: dg.DagsterInstance, settings: Settings) -> _State:
     champions = len(events(instance, "registered_model"))
     handled = {e.partition for e in events(instance, "batch_performance")}
     handled &= {e.partition for e in events(instance, "drift_report")}
-    retrain, deploy = retrain_decision(instance, 0), deploy_decision(instance)
+    jobs = ("bootstrap", "ingest_batch", "retrain", "deploy")
+    # First: what ends while the decisions are made would else be neither awaited nor answered.
+    busy = list(in_progress(runs(instance, *jobs)))
+    retrain = retrain_decision(instance, 0, patience(settings))
+    deploy = deploy_decision(instance)
     decisions = (retrain, deploy, matured_decision(instance, settings.label_delay))
     alert = next((decision for decision in decisions if decision.alert), None)
-    jobs = ("bootstrap", "ingest_batch", "retrain", "deploy")
-    busy = list(in_progress(runs(instance, *jobs)))
     calm = not busy and not retrain.requests and not deploy.requests
     sentence = alert.sentence if alert else _standing(busy, len(handled), settings.batches)
     return _State(champions, calm and len(handled) >= settings.batches, alert is not None, sentence)

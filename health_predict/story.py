@@ -4,7 +4,7 @@ The same story is printed as a table, written as `var/loop.json` and shown as a 
 Nothing is measured here that a program did not record while it happened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -21,9 +21,9 @@ from health_predict.defs.facts import (
     runs,
 )
 from health_predict.defs.partitions import arriving
-from health_predict.defs.retraining import is_alarming, is_handled
+from health_predict.defs.retraining import Patience, is_alarming, is_handled, sort_out
 
-Outcome = Literal["no_action", "promoted", "refused", "waiting", "failed", "pending"]
+Outcome = Literal["no_action", "promoted", "refused", "waiting", "rests", "failed", "pending"]
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,13 @@ class LoopStory:
         return [words for words, missing in checks.items() if missing]
 
 
-def tell(instance: dg.DagsterInstance) -> LoopStory:
-    """Returns the story so far."""
+def tell(instance: dg.DagsterInstance, waits: Patience | None = None) -> LoopStory:
+    """Returns the story so far.
+
+    Args:
+        instance: holds the facts.
+        waits: what the loop waits for; None: the default.
+    """
     raw = latest(instance, "raw_encounters")
     champions = events(instance, "registered_model")
     observed = observations(instance, "registered_model")
@@ -127,11 +132,12 @@ def tell(instance: dg.DagsterInstance) -> LoopStory:
     retrains = runs(instance, "retrain")
     performance = {e.partition: e for e in events(instance, "batch_performance")}
     reports = {e.partition: e for e in events(instance, "drift_report") if e.partition}
+    resting = _resting([*reports.values(), *performance.values()], retrains, champions, waits)
     return LoopStory(
         data=raw.metadata["caption"] if raw else "",
         source=raw.metadata["source"] if raw else "",
         batches=[
-            _batch(reports[key], performance.get(key), retrains, champions, observed)
+            _batch(reports[key], performance.get(key), retrains, [*champions, *observed], resting)
             for key in arriving(reports)
         ],
         promotions=[
@@ -156,15 +162,29 @@ def tell(instance: dg.DagsterInstance) -> LoopStory:
     )
 
 
+def _resting(
+    reports: Sequence[Event],
+    retrains: Sequence[Run],
+    champions: Sequence[Event],
+    waits: Patience | None,
+) -> set[int]:
+    """Returns the ids of the alarms that rest on the answer to an earlier one."""
+    in_office = champions[-1].metadata["version"] if champions else None
+    ordered = sorted(reports, key=lambda event: event.id)
+    patience = waits or Patience()
+    standing = sort_out(ordered, retrains, patience.rest_batches, in_office)
+    return {alarm.id for alarm in standing.resting}
+
+
 def _batch(
     report: Event,
     performance: Event | None,
     retrains: Sequence[Run],
-    champions: Sequence[Event],
-    observed: Sequence[Event],
+    verdicts: Sequence[Event],
+    resting: Collection[int],
 ) -> BatchStory:
     alarms = [e for e in (report, performance) if e is not None and is_alarming(e)]
-    outcome, reason = _outcome(alarms, report, retrains, champions, observed)
+    outcome, reason = _outcome(alarms, report, retrains, verdicts, resting)
     facts = report.metadata
     scores = performance.metadata if performance else {}
     return BatchStory(
@@ -182,17 +202,19 @@ def _outcome(
     alarms: Sequence[Event],
     report: Event,
     retrains: Sequence[Run],
-    champions: Sequence[Event],
-    observed: Sequence[Event],
+    verdicts: Sequence[Event],
+    resting: Collection[int],
 ) -> tuple[Outcome, str]:
     if not alarms:
         return "no_action", f"{report.metadata['sentence']} No action."
     why = " ".join(alarm.metadata["sentence"] for alarm in alarms)
     answers = [run for run in reversed(retrains) if is_handled(alarms[-1], [run])]
+    if not answers and all(alarm.id in resting for alarm in alarms):
+        return "rests", f"{why} It rests: the same shift was trained on, and no one took over."
     if not answers:
         failed = any(run.state == "failed" for run in retrains)
         return ("failed" if failed else "pending"), why
-    for event in (*champions, *observed):
+    for event in verdicts:
         if event.run_id == answers[0].run_id:
             return _verdict(event), f"{why} {event.metadata['sentence']}"
     return "failed", why

@@ -29,6 +29,7 @@ _DECISIONS = {
     "promoted": "[green]retrained, promoted[/]",
     "refused": "[yellow]retrained, refused[/]",
     "waiting": "[yellow]waits for approval[/]",
+    "rests": "[yellow]same shift, rests[/]",
     "failed": "[red]retraining failed[/]",
     "pending": "[red]pending[/]",
 }

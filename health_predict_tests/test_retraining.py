@@ -167,6 +167,13 @@ def test_a_statistic_just_below_the_threshold_does_not_end_a_shift() -> None:
     assert not decide_retrain(reports, REFUSED, [], NOW, champion="1").requests
 
 
+def test_a_shift_is_as_large_as_the_largest_batch_that_was_answered() -> None:
+    # The two were watched at a time, and the larger one was done first.
+    reports = [drift(4, 2, 0.93), drift(5, 1, 0.80), drift(9, 3, 0.95)]
+    answered = [run("succeeded", trigger=5, newest_batch=2)]
+    assert not decide_retrain(reports, answered, [], NOW, champion="1").requests
+
+
 def test_calibration_rests_and_wakes_by_itself() -> None:
     reports = [foretold(5, 1, 1.30), foretold(9, 2, 1.28)]
     assert not decide_retrain(reports, REFUSED, [], NOW, champion="1").requests

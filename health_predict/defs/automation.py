@@ -70,7 +70,7 @@ def _log(context: Any, decision: Decision) -> None:
 
 
 def retrain_decision(
-    instance: dg.DagsterInstance, settled: int, patience: Patience | None = None
+    instance: dg.DagsterInstance, settled: int, waits: Patience | None = None
 ) -> Decision:
     """Returns what the facts newer than event id `settled` call for: a training, or none."""
     promoted = latest(instance, "registered_model")
@@ -89,7 +89,7 @@ def retrain_decision(
         time.time(),
         champion=promoted.metadata["version"],
         verdict=newest_verdict(instance),
-        patience=patience,
+        patience=waits,
     )
 
 
@@ -108,12 +108,12 @@ def deploy_decision(instance: dg.DagsterInstance) -> Decision:
     )
 
 
-def unrest(instance: dg.DagsterInstance) -> str:
+def unrest(instance: dg.DagsterInstance, waits: Patience) -> str:
     """Returns what has to end before the next champion is known, in words; empty if nothing."""
     busy = list(in_progress(runs(instance, "ingest_batch", "retrain")))
     if busy:
         return f"{', '.join(sorted({run.job for run in busy}))} under way."
-    decision = retrain_decision(instance, 0)
+    decision = retrain_decision(instance, 0, waits)
     return decision.sentence if decision.requests else ""
 
 
@@ -170,7 +170,7 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
             int(future.metadata["batches"]) if future else None,
             latest(instance, "registered_model") is not None,
             settings.batches_per_tick,
-            unrest(instance) if settings.arrive_at_rest else "",
+            unrest(instance, patience(settings)) if settings.arrive_at_rest else "",
         )
         _log(context, decision)
         if not fresh:

@@ -158,7 +158,8 @@ def sort_out(
                 continue
             if is_handled(report, runs):
                 in_office = report.metadata.get("champion_version") == champion
-                answer, rested = (report if in_office else None), 0
+                larger = answer is not None and _size(answer) > _size(report)
+                answer, rested = (answer if larger else report) if in_office else None, 0
             elif answer is not None and rested < rest_batches and not _has_grown(report, answer):
                 resting.append(report)
                 rested += 1
@@ -216,13 +217,14 @@ def _has_calmed(report: Event) -> bool:
 
 
 def _has_grown(report: Event, answer: Event) -> bool:
-    def size(event: Event) -> float:
-        facts = event.metadata
-        if event.asset == "drift_report":
-            return float(facts.get("statistic", 0.0))
-        return abs(log(facts.get("expected_observed") or 1.0))
+    return _size(report) > _size(answer) + _GROWN_BY
 
-    return size(report) > size(answer) + _GROWN_BY
+
+def _size(alarm: Event) -> float:
+    facts = alarm.metadata
+    if alarm.asset == "drift_report":
+        return float(facts.get("statistic", 0.0))
+    return abs(log(facts.get("expected_observed") or 1.0))
 
 
 def _batches(events: Sequence[Event]) -> str:
