@@ -158,7 +158,9 @@ def status_lines(
 
 
 def _said(event: Event | None) -> str:
-    return why(event) if event else "nothing yet"
+    if event is None:
+        return "nothing yet"
+    return f"{event.partition}: {why(event)}" if event.partition else why(event)
 
 
 def show_ledger(entries: Sequence[Entry]) -> None:

@@ -61,7 +61,7 @@ def test_a_state_is_told_with_what_was_decided_and_why(
     assert told["gate"] == "Promoted on 500 encounters."
     assert told["batches"] == "1 watched, 1 with known outcomes"
     assert told["drift"].startswith("batch-0001: Major drift: by codes.")
-    assert told["foretold"] == "E/O 1.10."
+    assert told["foretold"] == "batch-0001: E/O 1.10."
     assert told["training"].startswith("Retraining for batch-0001: Major drift")
     assert "Rolling out version 1" in told["roll-out"]
     assert told["alerts"] == "Major drift of batch-0001"
