@@ -15,14 +15,8 @@ import dagster as dg
 import pytest
 
 from health_predict.alerts import Alert
-from health_predict.defs.alerting import (
-    BY_HAND,
-    Cursor,
-    Dagit,
-    alerting,
-    look,
-    open_alerts,
-)
+from health_predict.defs.alerting import Cursor, alerting, look
+from health_predict.defs.conditions import BY_HAND, Dagit, open_alerts
 from health_predict.defs.data import BATCH_FRESH_FOR, RAW_FRESH_FOR
 from health_predict.defs.facts import ATTEMPT, HELD_BACK, TRIGGER
 from health_predict.settings import Settings

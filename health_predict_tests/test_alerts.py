@@ -16,17 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from health_predict.alerts import (
-    Alert,
-    DeliveryError,
-    Email,
-    Message,
-    Outbox,
-    OutboxError,
-    Webhook,
-    channels,
-    slack,
-)
+from health_predict.alerts import Alert, DeliveryError, Message, Outbox, OutboxError
+from health_predict.channels import Email, Webhook, channels, slack
 from health_predict.processes import environment
 from health_predict.settings import Settings
 from health_predict_tests.receivers import SECRET, Receiver, receiving, serving

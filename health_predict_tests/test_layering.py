@@ -55,6 +55,7 @@ PURE = (
     "served",
     "settings",
     "alerts",
+    "channels",
     "backend",
     "supervisor",
     "release",
