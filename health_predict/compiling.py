@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.recfunctions import repack_fields
 
+from health_predict.schema import CLOSED, CODES, COUNTS, OPEN
 from health_predict.scorer import DIGESTS, FACTS, NODES, TABLES, TREES, Scorer, ScorerError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.pipeline import Pipeline
     from xgboost import Booster
@@ -105,6 +107,35 @@ def footprint(
         scorer.score(one)
         seconds.append(time.perf_counter() - start)
     return Footprint(size, 1000 * statistics.median(seconds[WARM_UP:]))
+
+
+_ODD_CODES = (1, 7, 999)
+_ODD_TEXTS = (
+    *("?", "Never seen", "E999", "V00", "250.99", "nan", "inf", "1e400", "-7"),
+    "x" * 80,
+)
+
+
+def stress_rows(encounters: "pd.DataFrame", n: int, seed: int = 0) -> "pd.DataFrame":
+    """Returns n encounters to compare a scorer with its pipeline on: as they come, and worse.
+
+    Where there are fewer than n, the rest are copies of them in which every value was drawn anew:
+    counts at the ends of their ranges, missing texts, levels nobody has seen.
+    """
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    common = encounters.head(n)
+    odd = encounters.iloc[rng.integers(len(encounters), size=max(n - len(common), n // 10))].copy()
+    choices: dict[str, Any] = {
+        **COUNTS,
+        **dict.fromkeys(CODES, _ODD_CODES),
+        **dict.fromkeys(OPEN, _ODD_TEXTS),
+        **CLOSED,
+    }
+    for column, levels in choices.items():
+        odd[column] = rng.choice(levels, len(odd))
+    return pd.concat([common.head(n - len(odd)), odd], ignore_index=True)
 
 
 def _calibration_table(calibrator: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ there, the written bounds in `change_control`; nothing is fitted, stored or move
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from health_predict import features
 from health_predict.change_control import Design, change_control
 from health_predict.compiling import Footprint, footprint
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 # The newest of the test side: as many as give the gate's margins their meaning, as few as keep them
 # of the same months as the next batch.
 PEOPLE = 2_000
+QUANTILES = 21
 GROUPS = ("race", "gender", "age")
 """Partitions no group of which may be worse off; race is not a feature of the model."""
 
@@ -38,10 +41,18 @@ class Champion:
 
 @dataclass(frozen=True)
 class Examination:
-    """The verdict on a challenger, and what it rests on."""
+    """The verdict on a challenger, and what it rests on.
+
+    Attributes:
+        verdict: the verdict.
+        design: what the challenger is made of.
+        quantiles: of its scores on the held-out people, from the lowest to the highest in steps
+            of 5 %: what one person's score is shown against.
+    """
 
     verdict: Verdict
     design: Design
+    quantiles: list[float]
 
 
 def held_out(snapshot: "pd.DataFrame") -> "pd.DataFrame":
@@ -86,16 +97,18 @@ def examine(
     def contender(pipeline: "Pipeline", threshold: float) -> Contender:
         return Contender(pipeline.predict_proba(frame)[:, 1], threshold)
 
+    challenger = contender(fitted.pipeline, fitted.thresholds.value)
     verdict = judge(
         people(frame),
-        contender(fitted.pipeline, fitted.thresholds.value),
+        challenger,
         contender(champion.pipeline, champion.threshold) if champion else None,
         breaches=change_control().breaches(design),
         newest=CALIBRATION_ROWS,
         harm=harm,
         seed=seed,
     )
-    return Examination(verdict, design)
+    steps = np.linspace(0, 1, QUANTILES)
+    return Examination(verdict, design, np.quantile(challenger.probabilities, steps).tolist())
 
 
 def _design(
