@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from health_predict import prediction_log
+from health_predict.serving import options
 
 HOST = "127.0.0.1"
 # A Bento takes 4 s to be ready on a quiet machine and 20 s beside two busy cores.
@@ -122,7 +123,7 @@ async def start(tag: str, version: str, folder: Path, bentoml_home: Path) -> Bac
         folder: where its log goes, and who it belongs to.
         bentoml_home: BentoML's store.
     """
-    port, path = _free_port(), folder / f"{version}.log"
+    port, path = free_port(), folder / f"{version}.log"
     mark = f"{_owner(folder)}{port}|"
     with path.open("ab") as log:
         process = await asyncio.create_subprocess_exec(
@@ -137,11 +138,17 @@ async def start(tag: str, version: str, folder: Path, bentoml_home: Path) -> Bac
                 prediction_log.FOLDER: os.environ.get(
                     prediction_log.FOLDER, str(folder / "predictions")
                 ),
+                **_access(),
                 _MARK: mark,
             },
             start_new_session=True,
         )
     return Backend(process, port, version, path, mark)
+
+
+def _access() -> dict[str, str]:
+    """Returns who may ask: whoever is on this machine, where no tokens are given."""
+    return {} if os.environ.get(options.TOKENS) else {options.AUTH: "off"}
 
 
 def kill_all(folder: Path) -> None:
@@ -188,7 +195,8 @@ def _version(port: int) -> str | None:
         return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

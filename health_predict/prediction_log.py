@@ -72,6 +72,14 @@ def request_id(sent: str | None) -> str:
     return str(uuid.uuid4())
 
 
+def without_number(text: str) -> str:
+    """Returns the value of a text field, or `withheld` if it may be a person's number.
+
+    No code of these fields has six digits in a row; a record number in the wrong field has.
+    """
+    return WITHHELD if _LONG_NUMBER.search(text) else text
+
+
 def _line(
     answered_as: str, version: str, probability: float, encounter: Mapping[str, Any]
 ) -> bytes:
@@ -83,9 +91,7 @@ def _line(
         **{column: encounter[column] for column in INPUTS},
     }
     for column in OPEN:
-        # No code of these columns has six digits in a row; a record number in the wrong field has.
-        if _LONG_NUMBER.search(row[column]):
-            row[column] = WITHHELD
+        row[column] = without_number(row[column])
     return _as_json(row).encode() + b"\n"
 
 

@@ -1,33 +1,43 @@
 """`POST /predict`: the champion behind a BentoML service.
 
-Reads one encounter, refuses what is not one, scores it and says which model answered. Everything
-learned comes from the compiled scorer in the Bento; nothing is trained, logged to MLflow or read
-from the store here. Answers never repeat what a client sent, so no identifier can come back; a
-request id does where it cannot be one. What was answered goes to the prediction log.
+The routes and what each answers. Everything learned comes from the compiled scorer in the Bento;
+nothing is trained, logged to MLflow or read from the store here. What is true of every request is
+in `serving.application`, how an encounter is read in `serving.requests`, how it is answered in
+`serving.predictor` and `serving.batches`.
 """
 
+import asyncio
+import contextlib
 import gc
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import AsyncIterator, Iterator
+from functools import lru_cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import bentoml
-from pydantic import BaseModel, ValidationError
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from health_predict import prediction_log
-from health_predict.prediction_log import PredictionLog
-from health_predict.schema import COLUMNS, DEATH_OR_HOSPICE, Encounter, field_name
 from health_predict.scorer import Scorer
+from health_predict.serving import batches, form, instruments, openapi
+from health_predict.serving.application import Application, Route, State, body, keep_body
+from health_predict.serving.instruments import Metrics
+from health_predict.serving.options import AUTH, Options
+from health_predict.serving.predictor import Predictor
+from health_predict.serving.requests import LARGEST_BODY, parse, refused
 
 MODEL = "readmission"
-REQUEST_ID = "x-request-id"
-LARGEST_BODY = 64 * 1024
-"""Bytes of a request: an encounter takes about 1.3 kB."""
+EXPLAIN = "explain"
+_logger = logging.getLogger("health_predict.service")
+# A batch keeps a file and a chunk in memory: more of them would only slow each other.
+_MOST_BATCHES = 4
+# A client that takes nothing for so long went to sleep: others wait for its turn.
+_TAKEN_SECONDS = 30.0
 
 
 class Arguments(BaseModel):
@@ -40,181 +50,181 @@ class Arguments(BaseModel):
     model: str = f"{MODEL}:latest"
 
 
-class Refused(Exception):
-    """A request that is not answered with a score.
-
-    Attributes:
-        status: HTTP status.
-        errors: one entry a field: its name (or None) and what is asked of it.
-    """
-
-    def __init__(self, status: int, errors: list[dict[str, str | None]]) -> None:
-        super().__init__(status)
-        self.status = status
-        self.errors = errors
-
-
-def _refused(status: int, message: str, field: str | None = None) -> Refused:
-    return Refused(status, [{"field": field, "message": message}])
-
-
-async def predict(request: Request) -> Response:
+async def predict(request: Request, state: State) -> Response:
     """Scores one encounter."""
-    request_id = prediction_log.request_id(request.headers.get(REQUEST_ID))
-    request.state.request_id = request_id
-    scorer = _scorer(request)
-    encounter = parse(await _body(request))
-    columns = encounter.columns()
-    probability = float(scorer.score([columns])[0])
-    facts = scorer.facts
-    log: PredictionLog | None = getattr(request.app.state, "predictions", None)
-    if log is not None:
-        log.add(request_id, facts["version"], probability, columns)
-    return JSONResponse(
-        {
-            "prediction": int(probability >= facts["threshold"]),
-            "probability_score": probability,
-            "risk_band": risk_band(probability, facts["risk_bands"]),
-            "warnings": [
-                f"{name}: a level that was rare or unknown where the model learned"
-                for name in scorer.unseen(columns)
-            ],
-            "model": {key: facts[key] for key in ("name", "version", "run_id", "data")},
-        },
-        headers={REQUEST_ID: request_id},
-    )
+    explain = _explain(request)
+    _media_type(request, "application/json")
+    predictor = state.loaded()
+    found = parse(await body(request, LARGEST_BODY))
+    return JSONResponse(predictor.answer(found, request.state.request_id, explain))
 
 
-async def health(request: Request) -> Response:
+_batches = asyncio.Semaphore(_MOST_BATCHES)
+
+
+async def predict_batch(request: Request, state: State) -> Response:
+    """Scores many encounters, row by row, in the format they came in."""
+    _no_query(request)
+    kind = batches.FORMATS[_media_type(request, *batches.FORMATS)]
+    predictor = state.loaded()
+    if _batches.locked():
+        raise refused(
+            503,
+            f"{_MOST_BATCHES} batches are being answered already: try again",
+            headers={"retry-after": "5"},
+        )
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(_batches)
+        file = stack.enter_context(NamedTemporaryFile())  # noqa: SIM115  the stack closes it
+        await keep_body(request, state.options.upload_bytes, file)
+        rows = kind.rows(file, state.options.batch_rows)
+        records = predictor.records(rows, request.state.request_id)
+        # Closed rather than left to the collector, which would come hours later.
+        pieces = stack.enter_context(contextlib.closing(kind.answer(records)))
+        kept = stack.pop_all()  # until the last row is answered
+
+    return _Streamed(kept, pieces, kind.media_type)
+
+
+class _Streamed(StreamingResponse):
+    """An answer that is made while it is sent, and lets go of what it was made from."""
+
+    def __init__(
+        self, kept: contextlib.AsyncExitStack, pieces: Iterator[bytes], media_type: str
+    ) -> None:
+        super().__init__(self._pieces(pieces), media_type=media_type)
+        self._kept = kept
+        self._ended = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            async with asyncio.timeout(_TAKEN_SECONDS):
+                await send(message)
+
+        async with self._kept:
+            with contextlib.suppress(TimeoutError):
+                await super().__call__(scope, receive, sending)
+        if not self._ended:
+            raise ClientDisconnect
+
+    async def _pieces(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+        for piece in pieces:
+            if piece:
+                yield piece
+            await asyncio.sleep(0)  # single requests have their turn
+        self._ended = True
+
+
+async def health(request: Request, state: State) -> Response:
     """Says whether a model is loaded, in the words of the older API."""
-    scorer: Scorer | None = getattr(request.app.state, "scorer", None)
-    loaded = scorer is not None
+    loaded = state.predictor is not None
     return JSONResponse(
         {
             "status": "healthy" if loaded else "loading",
             "model_loaded": loaded,
             "preprocessor_loaded": loaded,
-            "version": scorer.facts["version"] if scorer else None,
+            "version": state.predictor.facts["version"] if state.predictor else None,
         },
         status_code=200 if loaded else 503,
     )
 
 
-async def model_info(request: Request) -> Response:
+async def model_info(request: Request, state: State) -> Response:
     """Tells what is known of the served model."""
-    return JSONResponse(_scorer(request).facts)
+    predictor = state.loaded()
+    return JSONResponse({**predictor.facts, "image_digest": predictor.image_digest})
 
 
-def parse(body: bytes) -> Encounter:
-    """Returns the encounter of a request body.
-
-    Raises:
-        Refused: the body is not one encounter of the cohort; the reasons name fields and allowed
-            values, never what was sent.
-    """
-    try:
-        encounter = Encounter.model_validate(_decode(body))
-    except ValidationError as error:
-        raise Refused(422, [_entry(e) for e in error.errors(include_input=False)]) from None
-    if encounter.discharge_disposition_id in DEATH_OR_HOSPICE:
-        raise _refused(
-            422,
-            "outside the cohort: after a death or a discharge to hospice "
-            f"(codes {sorted(DEATH_OR_HOSPICE)}) no readmission is predicted",
-            "discharge_disposition_id",
-        )
-    return encounter
+async def metrics(request: Request, state: State) -> Response:
+    """Tells what was counted, as Prometheus reads it."""
+    content, media_type = state.loaded().metrics.exposition()
+    return Response(content, headers={"content-type": media_type})
 
 
-def risk_band(probability: float, bands: Mapping[str, float]) -> str:
-    """Returns the band of a probability; `bands` maps each name to its lower end, ascending."""
-    return [name for name, low in bands.items() if probability >= low][-1]
+async def description(request: Request, state: State) -> Response:
+    """Describes the service as OpenAPI."""
+    options = state.options
+    return JSONResponse(openapi.description(options.batch_rows, options.tokens is not None))
 
 
-def _decode(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body, object_pairs_hook=_spelled_once, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise _refused(422, "the body is not JSON") from None
-    if not isinstance(value, dict):
-        raise _refused(422, "the body is not one JSON object with the fields of an encounter")
-    return value
+async def page(request: Request, state: State) -> Response:
+    """Shows the page for people."""
+    html, policy = _page(state.loaded())
+    headers = {"content-security-policy": policy}
+    return Response(html, media_type="text/html; charset=utf-8", headers=headers)
 
 
-def _spelled_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        name = field_name(key)
-        if name in fields:
-            raise _refused(422, "given twice", name if name in _NAMES else None)
-        fields[name] = value
-    return fields
+@lru_cache(maxsize=1)
+def _page(predictor: Predictor) -> tuple[bytes, str]:
+    html = form.page(predictor.facts)
+    return html, form.csp(html)
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(name)  # NaN and Infinity are not JSON
-
-
-_NAMES = {field_name(column) for column in COLUMNS}
-
-
-def _entry(error: Any) -> dict[str, str | None]:
-    name = str(error["loc"][0]) if error["loc"] else None
-    if error["type"] == "extra_forbidden":
-        return {
-            # A name that was made up may itself be an identifier: only published ones come back.
-            "field": name if name in _NAMES else None,
-            "message": "not a field of an encounter; identifiers and outcomes are not accepted",
-        }
-    return {"field": name, "message": error["msg"]}
-
-
-async def _body(request: Request) -> bytes:
-    media_type = request.headers.get("content-type", "application/json").split(";")[0]
-    if media_type.strip().lower() != "application/json":
-        raise _refused(415, "send the encounter as application/json")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_BODY:
-            raise _refused(413, f"an encounter takes at most {LARGEST_BODY} bytes")
-    return bytes(body)
-
-
-def _scorer(request: Request) -> Scorer:
-    scorer: Scorer | None = getattr(request.app.state, "scorer", None)
-    if scorer is None:
-        raise _refused(503, "the model is still loading")
-    return scorer
-
-
-async def _answer_refusal(request: Request, refused: Exception) -> Response:
-    assert isinstance(refused, Refused)
-    request_id = getattr(request.state, "request_id", None)
-    headers = {REQUEST_ID: request_id} if request_id else None
-    return JSONResponse({"detail": refused.errors}, refused.status, headers)
-
-
-app = Starlette(
-    routes=[
-        Route("/predict", predict, methods=["POST"]),
-        Route("/health", health),
-        Route("/model-info", model_info),
-    ],
-    exception_handlers={Refused: _answer_refusal},
+app = Application(
+    {
+        "/": Route({"GET": page}),
+        "/predict": Route({"POST": predict}, guarded=True),
+        "/predict/batch": Route({"POST": predict_batch}, guarded=True),
+        "/health": Route({"GET": health}),
+        "/model-info": Route({"GET": model_info}),
+        "/metrics": Route({"GET": metrics}),
+        "/openapi.json": Route({"GET": description}),
+    }
 )
 
 
+def _explain(request: Request) -> bool:
+    if not request.scope["query_string"]:  # as nearly always
+        return False
+    for name in request.query_params:
+        if name != EXPLAIN:
+            raise refused(422, f"the query takes {EXPLAIN} and nothing else")
+    value = request.query_params.getlist(EXPLAIN) or ["false"]
+    if len(value) > 1 or value[0] not in ("true", "false"):
+        raise refused(422, f"{EXPLAIN} takes true or false, once")
+    return value[0] == "true"
+
+
+def _no_query(request: Request) -> None:
+    if request.query_params:
+        raise refused(422, "this path takes no query")
+
+
+def _media_type(request: Request, *taken: str) -> str:
+    given = request.headers.get("content-type", taken[0]).split(";")[0].strip().lower()
+    if given not in taken:
+        raise refused(415, f"the content-type is to be {' or '.join(taken)}")
+    return given
+
+
+# BentoML's own metrics, spans and access log would take paths as clients made them up, identifiers
+# among them, and half a millisecond a request. Its timeout is longer than what is waited for here:
+# it only ends what hangs.
 @bentoml.asgi_app(app, path="/")
-@bentoml.service(name="readmission", workers=1, traffic={"timeout": 10})
+@bentoml.service(
+    name="readmission",
+    workers=1,
+    traffic={"timeout": 45},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+)
 class ReadmissionService:
     """Serves the risk of readmission of one encounter."""
 
     model = bentoml.models.BentoModel(bentoml.use_arguments(Arguments).model)
 
     def __init__(self) -> None:
-        app.state.scorer = Scorer.load(Path(self.model.path))
-        app.state.predictions = prediction_log.of_environment()
+        instruments.log_to_stdout()
+        options = Options.of_environment()
+        if options.tokens is None:
+            _logger.warning("Authentication is switched off by %s: everybody may ask.", AUTH)
+        scorer = Scorer.load(Path(self.model.path))
+        predictor = Predictor(
+            scorer, Metrics(scorer.facts), prediction_log.of_environment(), options.image_digest
+        )
+        tracer = instruments.tracer_of_environment(scorer.facts["version"])
+        app.state = State(options, predictor, tracer)
         # What is loaded stays: keeping the collector off it takes pauses out of the tail.
         gc.collect()
         gc.freeze()
@@ -222,6 +232,7 @@ class ReadmissionService:
     @bentoml.on_shutdown
     def write_what_waits(self) -> None:
         """Ends the prediction log: what was answered is on disk before the worker ends."""
-        log: PredictionLog | None = app.state.predictions
-        if log is not None:
-            log.close()
+        predictor: Any = app.state.predictor
+        if predictor.log is not None:
+            predictor.log.close()
+        predictor.metrics.close()

@@ -44,6 +44,8 @@ FACTS = {
     "version": "3",
     "run_id": "0f3a",
     "data": "synthetic cohort",
+    "fingerprint": "54b2",
+    "git_revision": "abc123",
     "threshold": 0.5,
     "risk_bands": {"low": 0.0, "medium": 0.3, "high": 0.6},
 }
