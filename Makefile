@@ -31,11 +31,11 @@ ROWS ?= 30000
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev serve test lint bench bench-hpo bench-gate bench-drift bench-ticks \
-  results ablation policies lock clean
+.PHONY: help install demo dev serve test lint lint-k8s bench bench-hpo bench-gate bench-drift \
+  bench-ticks bench-serving results ablation policies minikube-up minikube-down lock clean
 
 help:  ## List the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The lock holds every package that is needed, so nothing is left to resolve. Byte code is made of
 # what is imported: all of it would take 320 MB more; with none, each run compiles its imports anew
@@ -71,6 +71,21 @@ lint: $(READY)  ## Style, types, definitions.
 	$(BIN)/mypy
 	$(BIN)/dg check defs
 
+CHECKOV := var/tools/checkov/bin/checkov
+$(CHECKOV):
+	$(PYTHON) -m venv var/tools/checkov
+	var/tools/checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
+
+lint-k8s: $(READY) $(CHECKOV)  ## Manifests against schemas and checkov, scripts against shellcheck.
+	CHECKOV=$(CHECKOV) $(BIN)/python -m pytest -q -rs health_predict_tests/test_manifests.py \
+	  health_predict_tests/test_minikube_scripts.py
+
+minikube-up:  ## Minikube as a release wants to find it.
+	k8s/minikube-up
+
+minikube-down:  ## Stops it.
+	k8s/minikube-down
+
 bench: $(READY)  ## Where the seconds go from drift to the new version serving: var/bench/loop.json
 	$(BIN)/python -m benchmarks.loop
 
@@ -85,6 +100,9 @@ bench-drift: $(READY)  ## How often the drift decision is wrong and right: var/b
 
 bench-ticks: $(READY)  ## Ticks of the sensors with 10,000 batches behind them: var/bench/ticks.json
 	$(BIN)/python -W ignore -m benchmarks.ticks 2> /dev/null
+
+bench-serving: $(READY)  ## /predict against the bare stack and the usual ways: var/bench/serving.json
+	$(BIN)/python -W ignore -m benchmarks.serving --data "$(DATA)"
 
 results: $(READY)  ## Never against always retrained, part by part: var/bench/results.json
 	$(BIN)/python -W ignore -m benchmarks.results --data "$(DATA)"

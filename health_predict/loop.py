@@ -21,7 +21,7 @@ from health_predict.defs.automation import (
     retrain_decision,
 )
 from health_predict.defs.facts import Event, Run, events, in_progress, observations, runs
-from health_predict.release import LocalPlatform
+from health_predict.local_platform import LocalPlatform
 from health_predict.settings import Settings
 from health_predict.story import LoopStory
 
@@ -84,6 +84,8 @@ def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
         group.start("supervisor", processes.supervisor_command(settings))
         group.start("daemon", processes.daemon_command())
         first = _watch(instance, settings, group, say, began + timeout)
+        say("drill", "A bad release is rolled out on purpose.")
+        drill(instance, settings)
         told = _ask_the_service(story.tell(instance, patience(settings)), settings)
     seconds = {
         "first_champion": round(first - began, 1),
@@ -108,6 +110,23 @@ def write(told: LoopStory, settings: Settings) -> None:
     """Writes the story to `var/loop.json`."""
     path = settings.var / "loop.json"
     path.write_text(json.dumps(told.as_json(), indent=2))
+
+
+def drill(instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Runs the job `drill`: a bad release on purpose, to see it rolled back.
+
+    Raises:
+        LoopError: it could not be begun, or the champion does not answer after it.
+    """
+    from health_predict.definitions import assemble
+
+    job = assemble(settings).resolve_job_def("drill")
+    done = job.execute_in_process(instance=instance, raise_on_error=False)
+    if not done.success:
+        raise LoopError(
+            "the drill did not end with the champion answering: its reason is in Dagit, run "
+            f"{done.run_id[:8]} of the job drill"
+        )
 
 
 def _watch(
@@ -227,13 +246,17 @@ def _words(event: Event) -> str:
 
 
 def _ask_the_service(told: LoopStory, settings: Settings) -> LoopStory:
-    from health_predict.release import post
+    from health_predict.verification import over_http, served_version
 
+    secret = settings.service_token
     platform = LocalPlatform(settings.serving, settings.port, settings.bentoml_home)
-    served = platform.served_version()
+    ask = over_http(platform.url, secret.get_secret_value() if secret else "", "demo")
+    served = served_version(ask)
     if served is None:
         return told
-    answer = post(f"{platform.url}/predict", example(settings))
+    status, answer = ask("/predict", example(settings))
+    if status != 200:
+        raise LoopError(f"the service answers {status}: {answer}")
     return replace(told, served_version=served, predict_response=answer)
 
 

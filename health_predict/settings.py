@@ -138,6 +138,51 @@ class Settings(BaseSettings):
     deployment: Literal["local", "host", "kubernetes"] = Field(
         default="local", description="Where the service runs."
     )
+    registry: str = Field(
+        default="",
+        description="Registry that images are pushed to, `host[:port]`; Amazon's is known by name.",
+    )
+    registry_username: str = Field(
+        default="", description="Its user; empty: as the engine is logged in, or AWS's token."
+    )
+    registry_password: SecretStr | None = Field(
+        default=None, exclude=True, description="Its password; goes with the user."
+    )
+    repository: str = Field(default="readmission", description="Name of the images there.")
+    create_repository: bool = Field(
+        default=False, description="Whether a missing repository of Amazon's registry is made."
+    )
+    container_engine: Literal["", "docker", "podman", "buildah"] = Field(
+        default="", description="What builds images; empty: the first that works."
+    )
+    base_image: str = Field(
+        default="python:3.11-slim-bookworm",
+        description="What images are built on; where it matters by digest, `name@sha256:...`: a "
+        "tag moves.",
+    )
+    source_url: str = Field(default="", description="Address of the source, for image labels.")
+    overlay: str = Field(
+        default="minikube",
+        description="Kustomize overlay that is rolled out: `minikube`, `eks` or a folder.",
+    )
+    namespace: str = Field(default="health-predict", description="Namespace of the service.")
+    kube_context: str = Field(
+        default="", description="Context of the kubeconfig; empty: its current one."
+    )
+    service_url: str = Field(
+        default="",
+        description="Where the service in the cluster is asked; empty: through the API server.",
+    )
+    shadow: bool = Field(
+        default=False,
+        description="Whether a new version first runs beside the old one, on logged requests.",
+    )
+    service_token: SecretStr | None = Field(
+        default=None,
+        exclude=True,
+        description="Bearer token with which the loop asks the service; its sha256 is to stand in "
+        "the service's own HEALTH_PREDICT_TOKENS. Empty: none is sent.",
+    )
     mlflow_tracking_uri: str = Field(
         default="", description="MLflow server; empty: SQLite and files under `var`."
     )
@@ -220,6 +265,11 @@ class Settings(BaseSettings):
     def tracking_uri(self) -> str:
         """Where MLflow logs to."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.var / 'mlflow.db'}"
+
+    @property
+    def releases(self) -> Path:
+        """Where release records are kept."""
+        return self.store / "releases"
 
     @property
     def bentoml_home(self) -> Path:

@@ -77,7 +77,7 @@ class LoopStory:
         batches: one entry a batch, in order of arrival.
         promotions: the champions, in order; the first one first.
         refusals: the gate's sentences on challengers it refused.
-        rollbacks: sentences of roll-outs that were taken back.
+        rollbacks: sentences of roll-outs that were taken back, in a drill or in earnest.
         champion_version: the newest champion.
         served_version: the version that answers, asked of the service.
         predict_response: its answer to one encounter.
@@ -112,6 +112,7 @@ class LoopStory:
             f"version {self.served_version} answers, the champion is {self.champion_version}": (
                 self.served_version is None or self.served_version != self.champion_version
             ),
+            "no bad release was rolled back": not self.rollbacks,
             "the service did not answer /predict": self.predict_response is None,
         }
         return [words for words, missing in checks.items() if missing]
@@ -150,7 +151,11 @@ def tell(instance: dg.DagsterInstance, waits: Patience | None = None) -> LoopSto
             for event in champions
         ],
         refusals=[event.metadata["sentence"] for event in refused],
-        rollbacks=[d.metadata["sentence"] for d in deployments if d.metadata["rolled_back"]],
+        rollbacks=[
+            event.metadata["sentence"]
+            for event in [*deployments, *events(instance, "rollback_drill")]
+            if event.metadata["rolled_back"]
+        ],
         champion_version=champions[-1].metadata["version"] if champions else None,
         seconds={
             "retrains": [

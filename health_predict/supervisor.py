@@ -2,8 +2,9 @@
 
 `wanted.json` says what shall be served, `status.json` what is; both are replaced atomically. A new
 Bento is started beside the old one, and connections go to it only once it has answered with the
-wanted version; the old one stops after that. A Bento that dies is started again. How a Bento is
-run is in `backend`; what is wanted, and whether an answer is right, is decided in `release`.
+wanted version and met its golden rows; the old one stops after that. A Bento that dies is started
+again. How a Bento is run is in `backend`, whether an answer is right in `verification`; what is
+wanted is decided in `local_platform`.
 """
 
 import asyncio
@@ -22,6 +23,10 @@ from typing import IO, Any, Literal
 
 from health_predict import backend
 from health_predict.backend import HOST, Backend
+from health_predict.verification import GoldenRow, over_http, verify
+
+TOKEN = "HEALTH_PREDICT_SERVICE_TOKEN"
+"""Environment variable: bearer token the Bentos ask for, unset where they ask for none."""
 
 # A Bento that dies again and again is not started for ever, one that dies once a day is.
 MOST_RESTARTS = 5
@@ -50,12 +55,14 @@ class Wanted:
         tag: the Bento's.
         version: the model version it must answer with.
         digest: of the Bento: the same version built anew is another Bento.
+        golden: file of rows it must score as the pipeline before it takes over, empty for none.
         request: tells a request from an equal one: a Bento that failed is tried when asked again.
     """
 
     tag: str
     version: str
     digest: str = ""
+    golden: str = field(default="", compare=False)
     request: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
 
 
@@ -227,6 +234,7 @@ class _Supervisor:
         self.tell("starting", asked)
         fresh = await backend.start(target.tag, target.version, self.folder, self.bentoml_home)
         problem = await fresh.until_ready(self.stop.is_set)
+        problem = problem or await asyncio.to_thread(_tried, fresh.port, target)
         if problem:
             await fresh.end()
             if not self.stop.is_set():
@@ -281,6 +289,16 @@ class _Supervisor:
         """Carries one connection to whatever serves at the moment it is made."""
         if self.running is None or not await self.running.carry(reader, writer):
             await _refuse(reader, writer)
+
+
+def _tried(port: int, target: Wanted) -> str:
+    """Returns what is wrong with the scores of a Bento that nobody asks yet."""
+    if not target.golden:
+        return ""
+    golden = [GoldenRow(**row) for row in _read(Path(target.golden)) or ()]
+    ask = over_http(f"http://{HOST}:{port}", os.environ.get(TOKEN, ""))
+    problem = verify(ask, target.version, golden)
+    return f"tried before it took over, it {problem}" if problem else ""
 
 
 async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

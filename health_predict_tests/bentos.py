@@ -22,7 +22,9 @@ from typing import Any
 import psutil
 
 from health_predict import supervisor
-from health_predict.release import Bento, GoldenRow, build_bento
+from health_predict.bundling import build_bento
+from health_predict.release import Bento
+from health_predict.verification import GoldenRow
 
 HOST = "127.0.0.1"
 

@@ -21,11 +21,14 @@ from health_predict.defs.automation import deploy_decision, matured_decision, re
 from health_predict.defs.facts import events, observations
 from health_predict.defs.training import no_patient_on_two_sides
 from health_predict.ledger import Entry, Ledger
+from health_predict.local_platform import LocalPlatform
 from health_predict.models import FAMILIES
-from health_predict.release import NAME, LocalPlatform, post
-from health_predict.scorer import Scorer
+from health_predict.release import NAME
+from health_predict.release_records import ReleaseRecords
 from health_predict.settings import Settings
 from health_predict.tracking import Registry, RegistryError
+from health_predict.verification import LOAD_REQUESTS
+from health_predict_tests.serving import loaded
 
 
 def free_port() -> int:
@@ -187,7 +190,7 @@ def test_the_champion_answers_with_the_score_of_its_pipeline(deployed: World) ->
     rows = pd.read_parquet(settings.store / "future.parquet").head(50)
     expected = deployed.registry().load(version).predict_proba(rows)[:, 1]
     for record, score in zip(rows[list(schema.INPUTS)].to_dict("records"), expected, strict=True):
-        answer = post(f"{platform.url}/predict", record)
+        _, answer = platform.ask("/predict", record)
         assert answer["probability_score"] == pytest.approx(score, abs=1e-6)
         assert answer["model"]["version"] == version.version
 
@@ -208,6 +211,33 @@ def test_the_ledger_tells_the_way_of_the_first_champion_to_its_port(deployed: Wo
     assert verdict.facts["fingerprint"] == version.facts["fingerprint"]
     assert (registration.version, release.version) == (version.version, version.version)
     assert (move.before, move.after) == (None, version.version)
+
+
+def test_the_release_is_on_record_with_its_digest_and_what_was_verified(deployed: World) -> None:
+    (record,) = ReleaseRecords(deployed.settings.releases).all()
+    (event,) = events(deployed.instance, "readmission_deployment")
+    assert record["outcome"] == "released"
+    assert record["sentence"] == event.metadata["sentence"]
+    assert record["image"]["digest"] in record["image"]["reference"]
+    assert record["deployment"]["facts"] == {
+        "golden_rows": 20,
+        "load_requests": LOAD_REQUESTS,
+        "failed": 0,
+    }
+
+
+def test_a_drill_rolls_a_bad_release_back_and_leaves_the_champion_answering(
+    deployed: World,
+) -> None:
+    version = deployed.registry().champion()
+    assert version is not None
+    assert deployed.run("drill").success
+    (sentence,) = deployed.told().rollbacks
+    assert sentence.startswith(f"Drill: Rolled back: version {version.version}-drill scores golden")
+    assert sentence.endswith(f"; version {version.version} answers.")
+    entry = deployed.ledger()[-1]
+    assert (entry.kind, entry.version, entry.why) == ("rollback", version.version, sentence)
+    assert not deploy_decision(deployed.instance).requests
 
 
 @pytest.fixture(scope="module")
@@ -338,13 +368,10 @@ def test_each_family_comes_from_the_search_to_the_answer_of_the_service(
         folder = own.settings.bentoml_home / "models" / NAME / version.version
         rows = pd.read_parquet(own.settings.store / "future.parquet").head(40)
         expected = own.registry().load(version).predict_proba(rows)[:, 1]
-        service.app.state.scorer = Scorer.load(folder)
-        try:
+        records = rows[list(schema.INPUTS)].to_dict("records")
+        with loaded(folder):
             client = TestClient(service.app)
-            records = rows[list(schema.INPUTS)].to_dict("records")
             answers = [client.post("/predict", json=record).json() for record in records]
-        finally:
-            del service.app.state.scorer
         told = [answer["probability_score"] for answer in answers]
         assert told == pytest.approx(expected, abs=1e-6)
         assert {answer["model"]["run_id"] for answer in answers} == {version.run_id}

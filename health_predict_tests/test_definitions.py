@@ -16,7 +16,12 @@ GROUPS = {
     "data": {"raw_encounters", "encounters", "quarantine", "initial", "future", "future_batch"},
     "training": {"training_set", "fitted_preprocessor", "hpo_results"},
     "registry": {"registered_model"},
-    "serving": {"readmission_bento", "readmission_image", "readmission_deployment"},
+    "serving": {
+        "readmission_bento",
+        "readmission_image",
+        "readmission_deployment",
+        "rollback_drill",
+    },
     "monitoring": {
         "batch_predictions",
         "performance_estimate",
@@ -35,6 +40,7 @@ CHECKS = {
     "champion_is_recent": "registered_model",
     "scorer_agrees_with_pipeline": "readmission_bento",
     "serves_the_champion": "readmission_deployment",
+    "champion_answers_after_the_drill": "rollback_drill",
     "drift_within_bounds": "drift_report",
     "calibration_holds": "batch_performance",
     "no_concept_drift": "batch_performance",
@@ -46,6 +52,7 @@ BLOCKING = {
     "no_patient_on_two_sides",
     "no_label_leaks_into_features",
     "scorer_agrees_with_pipeline",
+    "champion_answers_after_the_drill",
 }
 FRESH = {"raw_encounters", "future_batch", "registered_model", "readmission_deployment"}
 
@@ -111,7 +118,7 @@ def test_freshness_is_watched_where_age_does_harm(repository: dg.RepositoryDefin
     assert fresh == FRESH
 
 
-SLICES = {"bootstrap", "ingest_batch", "retrain", "deploy", "refresh_data"}
+SLICES = {"bootstrap", "ingest_batch", "retrain", "deploy", "drill", "refresh_data"}
 
 
 def test_the_jobs_are_the_slices_of_the_graph_and_an_approval(
@@ -169,3 +176,28 @@ def test_a_setting_that_makes_no_sense_is_refused(
     monkeypatch.setenv(f"HEALTH_PREDICT_{name}", value)
     with pytest.raises(ValueError, match=name.lower()):
         Settings()
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "retrain"])
+def test_a_training_is_a_kubernetes_job_with_requests_limits_and_an_end(
+    repository: dg.RepositoryDefinition, name: str
+) -> None:
+    from dagster_k8s.job import (
+        DagsterK8sJobConfig,
+        construct_dagster_k8s_job,
+        get_user_defined_k8s_config,
+    )
+    from kubernetes import client
+    from kubernetes_validate import validate
+
+    given = get_user_defined_k8s_config(repository.get_job(name).tags)
+    job = construct_dagster_k8s_job(
+        DagsterK8sJobConfig(job_image="readmission-platform"), ["dagster"], name, given
+    )
+    made = client.ApiClient().sanitize_for_serialization(job)
+    validate(made, "1.36", strict=True)
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["memory"] == "2Gi"
+    assert container["resources"]["limits"]["memory"] == "2Gi"
+    assert made["spec"]["activeDeadlineSeconds"] > 0
+    assert made["spec"]["ttlSecondsAfterFinished"] > 0

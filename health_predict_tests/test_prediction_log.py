@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from health_predict import prediction_log, release, schema
+from health_predict import prediction_log, schema
 from health_predict.prediction_log import FIELDS, VERIFICATION, PredictionLog, read
+from health_predict.verification import over_http, verify
 from health_predict_tests import bentos
 
 WRITER = """
@@ -335,7 +336,8 @@ def test_what_a_bento_answered_just_before_it_was_stopped_is_in_its_log(tmp_path
     folder = tmp_path / "serving"
     with bentos.supervised(folder, home) as running:
         running.serve("1", "1")
-        verified = release.verify(f"http://127.0.0.1:{running.port}", "1", made["1"].golden)
+        ask = over_http(f"http://127.0.0.1:{running.port}")
+        verified = verify(ask, "1", made["1"].golden)
         answers = [bentos.ask(running.port, "/predict", schema.EXAMPLE) for _ in range(5)]
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(60)

@@ -15,15 +15,9 @@ import psutil
 import pytest
 
 from health_predict import supervisor
-from health_predict.release import (
-    Deployment,
-    GoldenRow,
-    Image,
-    KubernetesPlatform,
-    LocalPlatform,
-    ReleaseError,
-    verify,
-)
+from health_predict.local_platform import LocalPlatform
+from health_predict.release import Deployment
+from health_predict.verification import GoldenRow, hold, over_http, verify
 from health_predict_tests.bentos import (
     HOST,
     Built,
@@ -85,9 +79,10 @@ def roll_out(
     built: Built,
     say: Callable[[str], None] = lambda _: None,
     golden: list[GoldenRow] | None = None,
+    trial: bool = True,
 ) -> Deployment:
-    image = platform.containerise(built.bento)
-    return platform.roll_out(image, built.golden if golden is None else golden, say)
+    rows = built.golden if golden is None else golden
+    return platform.roll_out(platform.containerise(built.bento, rows, say), rows, say, trial=trial)
 
 
 def shifted(built: Built) -> list[GoldenRow]:
@@ -122,11 +117,20 @@ def test_rolling_out_again_what_is_served_changes_nothing(platform, bentos):
     assert backend_pid(platform) == before
 
 
-def test_a_version_that_scores_otherwise_than_its_pipeline_makes_way_for_the_one_before(
-    platform, bentos
-):
-    built = bentos[1]["2"]
+def test_a_version_that_scores_otherwise_than_its_pipeline_answers_nobody(platform, bentos):
+    built, before = bentos[1]["2"], backend_pid(platform)
     deployment = roll_out(platform, built, golden=shifted(built))
+    assert deployment.rolled_back
+    assert deployment.version == platform.served_version() == "1"
+    assert "version 2 did not take over: tried before it took over, it scores golden row 1" in (
+        deployment.sentence
+    )
+    assert backend_pid(platform) == before
+
+
+def test_a_version_found_wrong_where_clients_ask_makes_way_for_the_one_before(platform, bentos):
+    built = bentos[1]["2"]
+    deployment = roll_out(platform, built, golden=shifted(built), trial=False)
     right = built.golden[1].score
     assert deployment.rolled_back
     assert deployment.version == platform.served_version() == "1"
@@ -142,7 +146,7 @@ def test_a_version_that_cannot_start_leaves_the_one_before_answering(platform, b
     deployment = roll_out(platform, bentos[1]["3"])
     assert deployment.rolled_back
     assert deployment.version == platform.served_version() == "1"
-    assert "version 3 did not start: it ended with exit code" in deployment.sentence
+    assert "version 3 did not take over: it ended with exit code" in deployment.sentence
     assert str(platform.folder / "3.log") in deployment.sentence
     assert deployment.sentence.endswith("; version 1 answers.")
     assert backend_pid(platform) == before
@@ -212,26 +216,33 @@ def test_a_taken_port_fails_the_roll_out_with_the_setting_to_change(tmp_path, be
     assert supervisor.wanted(tmp_path) is None
 
 
-def test_verification_names_the_http_error_and_where(platform, bentos):
+def test_verification_names_the_http_error_and_the_row(platform, bentos):
     row = bentos[1]["1"].golden[0]
     without_age = {key: value for key, value in row.encounter.items() if key != "age"}
-    problem = verify(platform.url, "1", [row, GoldenRow(without_age, row.score)])
-    assert problem.startswith(f"answers 422 at {platform.url}/predict: ")
+    problem = verify(platform.ask, "1", [row, GoldenRow(without_age, row.score)])
+    assert problem.startswith("answers 422 to golden row 1: ")
     assert "age" in problem
 
 
 def test_verification_names_the_version_that_answers_instead(platform):
-    problem = verify(platform.url, "7", [])
-    assert problem == f"was rolled out, but version 1 answers at {platform.url}"
+    problem = verify(platform.ask, "7", [])
+    assert problem == "was rolled out, but version 1 answers"
 
 
 def test_verification_finds_nothing_wrong_with_what_is_right(platform, bentos):
-    assert verify(platform.url, "1", bentos[1]["1"].golden) == ""
+    assert verify(platform.ask, "1", bentos[1]["1"].golden) == ""
+    assert hold(platform.ask, bentos[1]["1"].golden) == ""
+
+
+def test_a_load_names_how_many_requests_failed_and_why(platform, bentos):
+    rows = [*bentos[1]["1"].golden[:4], shifted(bentos[1]["1"])[1]]
+    problem = hold(platform.ask, rows, requests=50)
+    assert problem.startswith("failed 10 of 50 requests, first with: scores golden row 0 as ")
 
 
 def test_verification_says_that_nothing_answers():
     url = f"http://{HOST}:{free_port()}"
-    assert verify(url, "1", []).startswith(f"does not answer at {url}")
+    assert verify(over_http(url), "1", []).startswith("does not answer")
 
 
 def test_something_else_on_the_port_is_not_taken_for_a_version(tmp_path):
@@ -243,7 +254,7 @@ def test_something_else_on_the_port_is_not_taken_for_a_version(tmp_path):
         try:
             platform = LocalPlatform(tmp_path / "serving", server.server_port, tmp_path)
             assert platform.served_version() is None
-            assert "does not answer" in verify(platform.url, "1", [])
+            assert "does not answer" in verify(platform.ask, "1", [])
         finally:
             server.shutdown()
             thread.join()
@@ -252,15 +263,3 @@ def test_something_else_on_the_port_is_not_taken_for_a_version(tmp_path):
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing: the test's output is the test's."""
-
-
-@pytest.mark.parametrize("step", ["containerise", "roll_out", "served_version"])
-def test_kubernetes_is_refused_with_the_setting_to_change(step, tmp_path, bentos):
-    platform = KubernetesPlatform(tmp_path)
-    steps: dict[str, Callable[[], object]] = {
-        "containerise": lambda: platform.containerise(bentos[1]["1"].bento),
-        "roll_out": lambda: platform.roll_out(Image("r", "d", "1", 0), [], lambda _: None),
-        "served_version": platform.served_version,
-    }
-    with pytest.raises(ReleaseError, match="HEALTH_PREDICT_DEPLOYMENT=local"):
-        steps[step]()

@@ -11,6 +11,24 @@ from health_predict.defs.partitions import batches
 EXECUTOR = dg.in_process_executor
 _MODEL = dg.AssetKey("registered_model")
 
+# Where runs are Kubernetes jobs (dagster-k8s), a training's pod: what a search with two workers was
+# seen to take, and half as much again; one that hangs ends after two hours, its pod after a day.
+_TRAINING_POD: dict[str, Any] = {
+    "dagster-k8s/config": {
+        "container_config": {
+            "resources": {
+                "requests": {"cpu": "2", "memory": "2Gi"},
+                "limits": {"memory": "2Gi"},
+            }
+        },
+        "job_spec_config": {
+            "active_deadline_seconds": 2 * 60 * 60,
+            "ttl_seconds_after_finished": 24 * 60 * 60,
+            "backoff_limit": 0,  # the sensor tries again, and counts
+        },
+    }
+}
+
 bootstrap = dg.define_asset_job(
     "bootstrap",
     selection=dg.AssetSelection.assets(
@@ -25,6 +43,7 @@ bootstrap = dg.define_asset_job(
         "registered_model",
     ),
     description="Raw data to the first champion.",
+    tags=_TRAINING_POD,
     executor_def=EXECUTOR,
 )
 
@@ -51,6 +70,7 @@ retrain = dg.define_asset_job(
         "training_set", "fitted_preprocessor", "hpo_results", "registered_model"
     ),
     description="Learn again from all known outcomes and let the gate judge the challenger.",
+    tags=_TRAINING_POD,
     executor_def=EXECUTOR,
 )
 
@@ -60,6 +80,13 @@ deploy = dg.define_asset_job(
         "readmission_bento", "readmission_image", "readmission_deployment"
     ),
     description="Roll the champion out, verify what is served, roll back if it is not right.",
+    executor_def=EXECUTOR,
+)
+
+drill = dg.define_asset_job(
+    "drill",
+    selection=dg.AssetSelection.assets("rollback_drill"),
+    description="Roll a bad release out on purpose and see it rolled back; on this machine only.",
     executor_def=EXECUTOR,
 )
 
@@ -82,4 +109,4 @@ def approve() -> None:
     release_challenger()
 
 
-JOBS: list[Any] = [bootstrap, ingest_batch, retrain, deploy, refresh_data, approve]
+JOBS: list[Any] = [bootstrap, ingest_batch, retrain, deploy, drill, refresh_data, approve]

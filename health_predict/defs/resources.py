@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pydantic import SecretStr
 
 from health_predict.encounters import Source, read
 from health_predict.ledger import Ledger
-from health_predict.release import KubernetesPlatform, LocalPlatform, Platform
+from health_predict.local_platform import LocalPlatform
+from health_predict.release import Platform
+from health_predict.release_records import ReleaseRecords
 from health_predict.schema import LabelName
 from health_predict.separation import Chance, chance
-from health_predict.settings import Settings
+from health_predict.settings import ROOT, Settings
 from health_predict.splits import Calendar
 
 
@@ -163,19 +166,103 @@ class ModelRegistry(dg.ConfigurableResource):
         return Registry(self.tracking_uri, Path(self.artifacts))
 
 
-class Serving(dg.ConfigurableResource):
-    """Where the service runs."""
+class LocalServing(dg.ConfigurableResource):
+    """The service as a supervised process of this machine."""
 
-    deployment: str
     folder: str
     port: int
     bentoml_home: str
 
     def create_resource(self, context: dg.InitResourceContext) -> Platform:
-        """Returns the platform of the deployment."""
-        if self.deployment == "kubernetes":
-            return KubernetesPlatform(Path(self.bentoml_home))
-        return LocalPlatform(Path(self.folder), self.port, Path(self.bentoml_home))
+        """Returns the embedded platform."""
+        token = _secret(Settings().service_token)
+        return LocalPlatform(Path(self.folder), self.port, Path(self.bentoml_home), token)
+
+
+class ClusterServing(dg.ConfigurableResource):
+    """The service in a cluster."""
+
+    bentoml_home: str
+    records: str
+    overlay: str
+    namespace: str
+    context: str
+    service_url: str
+    registry: str
+    registry_username: str
+    repository: str
+    create_repository: bool
+    engine: str
+    base_image: str
+    source: str
+    traffic: str
+
+    def create_resource(self, context: dg.InitResourceContext) -> Platform:
+        """Returns the cluster as a platform."""
+        from health_predict.cluster import Cluster
+        from health_predict.ecr import registry
+        from health_predict.kubernetes_platform import KubernetesPlatform
+
+        # Secrets are no fields: Dagit shows those.
+        secrets = Settings()
+        return KubernetesPlatform(
+            bentoml_home=Path(self.bentoml_home),
+            cluster=Cluster(self.namespace, self.context or None, service_url=self.service_url),
+            overlay=Path(self.overlay),
+            registry=registry(
+                self.registry,
+                self.registry_username,
+                _secret(secrets.registry_password),
+                create=self.create_repository,
+            ),
+            repository=self.repository,
+            records=Path(self.records),
+            engine=self.engine,
+            base_image=self.base_image,
+            source=self.source,
+            token=_secret(secrets.service_token),
+            traffic=Path(self.traffic) if self.traffic else None,
+        )
+
+
+class Releases(dg.ConfigurableResource):
+    """The records of releases."""
+
+    folder: str
+
+    def create_resource(self, context: dg.InitResourceContext) -> ReleaseRecords:
+        """Returns the records."""
+        return ReleaseRecords(Path(self.folder))
+
+
+def _secret(given: SecretStr | None) -> str:
+    return given.get_secret_value() if given else ""
+
+
+def _serving(settings: Settings) -> dg.ConfigurableResource:
+    if settings.deployment != "kubernetes":
+        return LocalServing(
+            folder=str(settings.serving),
+            port=settings.port,
+            bentoml_home=str(settings.bentoml_home),
+        )
+    folder = ROOT / "k8s" / "overlays" / settings.overlay
+    return ClusterServing(
+        bentoml_home=str(settings.bentoml_home),
+        records=str(settings.releases),
+        overlay=str(folder if folder.is_dir() else settings.overlay),
+        namespace=settings.namespace,
+        context=settings.kube_context,
+        service_url=settings.service_url,
+        registry=settings.registry,
+        registry_username=settings.registry_username,
+        repository=settings.repository,
+        create_repository=settings.create_repository,
+        engine=settings.container_engine,
+        base_image=settings.base_image,
+        source=settings.source_url,
+        traffic=str(settings.predictions or "") if settings.shadow else "",
+    )
 
 
 def resources(settings: Settings) -> dict[str, Any]:
@@ -223,10 +310,6 @@ def resources(settings: Settings) -> dict[str, Any]:
         ),
         "traffic": ServedTraffic(root=str(settings.served)),
         "registry": ModelRegistry(tracking_uri=settings.tracking_uri, artifacts=artifacts),
-        "platform": Serving(
-            deployment=settings.deployment,
-            folder=str(settings.serving),
-            port=settings.port,
-            bentoml_home=str(settings.bentoml_home),
-        ),
+        "platform": _serving(settings),
+        "releases": Releases(folder=str(settings.releases)),
     }

@@ -9,21 +9,17 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from health_predict import schema
+from health_predict import drill, schema
+from health_predict.bundling import build_bento
 from health_predict.defs.data import OWNERS
-from health_predict.defs.recording import move_alias, record
-from health_predict.ledger import Ledger
-from health_predict.release import (
-    NAME,
-    TOLERANCE,
-    Bento,
-    Deployment,
-    GoldenRow,
-    Image,
-    Platform,
-    build_bento,
-)
+from health_predict.defs.facts import SENTENCE
+from health_predict.defs.recording import move_alias, record, trigger
+from health_predict.ledger import Kind, Ledger
+from health_predict.local_platform import LocalPlatform
+from health_predict.release import NAME, Bento, Deployment, Image, Platform
+from health_predict.release_records import ReleaseRecords
 from health_predict.tracking import ModelVersion, Registry
+from health_predict.verification import TOLERANCE, GoldenRow
 
 # Golden rows travel with each roll-out: enough to meet missing values and rare levels.
 GOLDEN_ROWS = 20
@@ -58,10 +54,14 @@ def scorer_agrees_with_pipeline(
     registry: dg.ResourceParam[Registry],
     platform: dg.ResourceParam[Platform],
 ) -> dg.AssetCheckResult:
-    """The compiled scorer gives the pipeline's probability to 1e-6, on up to 10,000 encounters."""
+    """The compiled scorer gives the pipeline's probability to 1e-6, on 10,000 encounters.
+
+    Among them are levels nobody has seen, missing values, and counts at the ends of their ranges.
+    """
+    from health_predict.compiling import stress_rows
     from health_predict.scorer import Scorer
 
-    rows = initial.head(10_000)
+    rows = stress_rows(initial, 10_000)
     folder = Path(platform.bentoml_home) / "models" / NAME / readmission_bento.version
     compiled = Scorer.load(folder).score(rows[[*schema.INPUTS]].to_dict("records"))
     version = registry.version(readmission_bento.version)
@@ -75,11 +75,18 @@ def scorer_agrees_with_pipeline(
 
 @dg.asset(group_name="serving", owners=OWNERS, kinds={"docker"})
 def readmission_image(
-    readmission_bento: Bento, platform: dg.ResourceParam[Platform]
+    context: dg.AssetExecutionContext,
+    readmission_bento: Bento,
+    initial: pd.DataFrame,
+    registry: dg.ResourceParam[Registry],
+    platform: dg.ResourceParam[Platform],
 ) -> dg.MaterializeResult[Image]:
-    """The Bento as the platform runs it, named by digest. Locally it is the Bento itself."""
-    image = platform.containerise(readmission_bento)
-    return dg.MaterializeResult(value=image, metadata={**asdict(image)})
+    """The Bento as the platform runs it, tried and named by digest. Locally the Bento itself."""
+    golden = _golden_rows(initial, registry, registry.version(readmission_bento.version))
+    image = platform.containerise(readmission_bento, golden, context.log.info)
+    return dg.MaterializeResult(
+        value=image, metadata={**asdict(image), "facts": dg.MetadataValue.json(image.facts)}
+    )
 
 
 @dg.asset(
@@ -95,6 +102,7 @@ def readmission_deployment(
     registry: dg.ResourceParam[Registry],
     ledger: dg.ResourceParam[Ledger],
     platform: dg.ResourceParam[Platform],
+    releases: dg.ResourceParam[ReleaseRecords],
 ) -> dg.MaterializeResult[Deployment]:
     """What answers `/predict`: verified by asking the served model its version and its scores.
 
@@ -116,11 +124,15 @@ def readmission_deployment(
         move_alias(context, ledger, registry, deployment.version, deployment.sentence)
     log = context.log.error if deployment.rolled_back else context.log.info
     log(deployment.sentence)
+    kept = releases.keep(readmission_image, deployment, trigger(context), context.run_id)
+    facts = {key: value for key, value in asdict(deployment).items() if value is not None}
     return dg.MaterializeResult(
         value=deployment,
         metadata={
-            **{key: value for key, value in asdict(deployment).items() if value is not None},
+            **facts,
+            "facts": dg.MetadataValue.json(deployment.facts),
             "url": dg.MetadataValue.url(f"{deployment.url}/model-info"),
+            "record": dg.MetadataValue.path(str(kept)),
         },
     )
 
@@ -134,19 +146,70 @@ def _golden_rows(
     return [GoldenRow(r, float(s)) for r, s in zip(records, scores, strict=True)]
 
 
+@dg.asset(group_name="serving", owners=OWNERS, kinds={"bentoml"}, deps=["readmission_deployment"])
+def rollback_drill(
+    context: dg.AssetExecutionContext,
+    initial: pd.DataFrame,
+    registry: dg.ResourceParam[Registry],
+    ledger: dg.ResourceParam[Ledger],
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[Deployment]:
+    """A bad release on purpose: the champion with its calibration upside down, rolled out untried.
+
+    It has to be found out by asking where clients ask, and the champion has to answer again. For
+    about a second the wrong model answers: for that the drill is run on this machine only, in the
+    job `drill`, by a person.
+    """
+    champion = registry.champion()
+    if champion is None or platform.served_version() != champion.version:
+        raise dg.Failure("a drill begins with the champion answering: run the job deploy first")
+    if not isinstance(platform, LocalPlatform):
+        raise dg.Failure("a drill lets a wrong model answer: set HEALTH_PREDICT_DEPLOYMENT=local")
+    golden = _golden_rows(initial, registry, champion)
+    version = f"{champion.version}{drill.SUFFIX}"
+    wrong = drill.spoiled(registry.load(champion))
+    bento = build_bento(
+        wrong, {**champion.facts, "version": version}, version, platform.bentoml_home
+    )
+    image = platform.containerise(bento, golden, context.log.info)
+    deployment = platform.roll_out(image, golden, context.log.info, trial=False)
+    sentence = f"Drill: {deployment.sentence}"
+    kind: Kind = "rollback" if deployment.rolled_back else "release"
+    record(context, ledger, registry, kind, sentence, version=deployment.version)
+    context.log.info(sentence)
+    return dg.MaterializeResult(
+        value=deployment,
+        metadata={SENTENCE: sentence, "rolled_back": deployment.rolled_back},
+    )
+
+
+@dg.asset_check(asset=rollback_drill, blocking=True)
+def champion_answers_after_the_drill(
+    rollback_drill: Deployment,
+    registry: dg.ResourceParam[Registry],
+    platform: dg.ResourceParam[Platform],
+) -> dg.AssetCheckResult:
+    """The bad release was rolled back by itself, and the champion answers as before."""
+    champion, served = registry.champion(), platform.served_version()
+    return dg.AssetCheckResult(
+        passed=rollback_drill.rolled_back and champion is not None and served == champion.version,
+        metadata={"champion": champion.version if champion else "none", "served": str(served)},
+    )
+
+
 @dg.asset_check(asset=readmission_deployment)
 def serves_the_champion(
     registry: dg.ResourceParam[Registry], platform: dg.ResourceParam[Platform]
 ) -> dg.AssetCheckResult:
-    """The version behind the alias `champion` is the one that answers."""
+    """Alias `champion`, what the platform was told to run, and what answers are one version."""
     champion = registry.champion()
     expected: Any = champion.version if champion else None
-    served = platform.served_version()
+    declared, served = platform.declared_version(), platform.served_version()
     return dg.AssetCheckResult(
-        passed=expected is not None and served == expected,
-        metadata={"champion": str(expected), "served": str(served)},
+        passed=expected is not None and expected == declared == served,
+        metadata={"champion": str(expected), "declared": str(declared), "served": str(served)},
     )
 
 
-ASSETS = [readmission_bento, readmission_image, readmission_deployment]
-CHECKS = [scorer_agrees_with_pipeline, serves_the_champion]
+ASSETS = [readmission_bento, readmission_image, readmission_deployment, rollback_drill]
+CHECKS = [scorer_agrees_with_pipeline, serves_the_champion, champion_answers_after_the_drill]
