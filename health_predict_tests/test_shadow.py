@@ -238,7 +238,7 @@ def test_one_left_by_a_run_that_lost_the_cluster_is_taken_away_by_the_next(place
     impatient = place.with_cluster(pace=replace(PACE, unreachable=0.2))
     lost = f"deployments/{SHADOW}|pods/http:{SHADOW}"
     impatient.heard = lambda said: (
-        place.double.fail("drop", float("inf"), lost) if "Roll-out of" in said else None
+        place.double.fail("drop", float("inf"), lost) if f"{SHADOW}: created" in said else None
     )
     with pytest.raises(Unreachable):
         impatient.roll_out("2")

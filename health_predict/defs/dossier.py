@@ -62,7 +62,7 @@ def model_facts(
         **asdict(examination.design),
         "threshold_reason": fitted.thresholds.reason,
         "risk_bands": fitted.thresholds.bands,
-        "test": asdict(verdict.challenger),
+        "test": _finite(verdict.challenger),
         "population": {"n": verdict.challenger.n, "quantiles": examination.quantiles},
         "groups": [asdict(group) for group in verdict.groups],
         "importance": explanations.global_importance(explained),
