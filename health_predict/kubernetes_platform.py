@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from health_predict import containers, images, manifests, shadow
+from health_predict.backend import free_port
 from health_predict.cluster import (
     VERSION_ANNOTATION,
     Cluster,
@@ -31,7 +32,15 @@ from health_predict.release import NAME, Bento, Deployment, Image, Say, answers
 from health_predict.sbom import write_sbom
 from health_predict.scorer import FACTS
 from health_predict.settings import ROOT
-from health_predict.verification import LOAD_REQUESTS, Ask, GoldenRow, hold, served_version, verify
+from health_predict.verification import (
+    LOAD_REQUESTS,
+    Ask,
+    GoldenRow,
+    hold,
+    over_http,
+    served_version,
+    verify,
+)
 from health_predict.workloads import find_deployment
 
 PULL_SECRET = f"{NAME}-pull"
@@ -217,8 +226,6 @@ class KubernetesPlatform:
         golden: Sequence[GoldenRow],
     ) -> tuple[str, dict[str, Any]]:
         """Runs the image where one can be run, the Bento itself elsewhere; says which."""
-        from health_predict.backend import free_port
-        from health_predict.verification import over_http
 
         def right(url: str) -> str:
             return verify(over_http(url), bento.version, golden)
