@@ -716,12 +716,14 @@ def test_on_a_phone_the_estimate_follows_the_reader(page, site):
 
 def test_a_model_without_a_population_is_still_shown(page, site):
     kept = {name: site.predictor.scorer.facts.pop(name) for name in ("population", "test")}
+    service._page.cache_clear()
     try:
         page.open()
         assert page.estimate() == percent(site.risk())
         assert "hold no population" in page.shown("answer")
     finally:
         site.predictor.scorer.facts.update(kept)
+        service._page.cache_clear()
 
 
 def test_a_model_that_changed_since_the_page_was_opened_is_pointed_out(page, site):
