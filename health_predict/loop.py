@@ -121,7 +121,8 @@ def drill(instance: dg.DagsterInstance, settings: Settings) -> None:
     from health_predict.definitions import assemble
 
     job = assemble(settings).resolve_job_def("drill")
-    done = job.execute_in_process(instance=instance, raise_on_error=False)
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    done = job.execute_in_process(instance=instance, run_config=quiet, raise_on_error=False)
     if not done.success:
         raise LoopError(
             "the drill did not end with the champion answering: its reason is in Dagit, run "
