@@ -7,7 +7,6 @@ service are found by a mark that they inherit. What is asked of them, and when, 
 import contextlib
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from benchmarks.load import HOST
 from benchmarks.peers.bare import MODEL
 from benchmarks.peers.prepared import Prepared
 from health_predict import prediction_log
+from health_predict.backend import free_port
 from health_predict.settings import ROOT, SILENCED
 
 _READY_SECONDS = 120.0
@@ -145,7 +145,7 @@ def running(service: Service, folder: Path, body: bytes) -> Iterator[Running]:
     Raises:
         ServiceError: it ended or does not answer.
     """
-    port, mark, log = _free_port(), str(uuid.uuid4()), folder / f"{service.name}.log"
+    port, mark, log = free_port(), str(uuid.uuid4()), folder / f"{service.name}.log"
     with log.open("ab") as output:
         began = time.monotonic()
         process = subprocess.Popen(
@@ -212,10 +212,3 @@ def _marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(_MARK) == mark:
                 found.append(process)
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
