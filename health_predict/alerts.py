@@ -4,19 +4,19 @@ What an alert says and the outbox that remembers what each channel was told stan
 are in `channels`, what calls for an alert is decided in `defs.conditions`.
 """
 
-import contextlib
-import fcntl
 import json
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
+
+from health_predict.store import Store
 
 # A tick of a sensor is cut at 60 s: two channels that hang must fit into it.
 _SECONDS_A_CHANNEL = 10.0
+_KEY = "alerts.json"
 
 _log = logging.getLogger(__name__)
 
@@ -143,19 +143,19 @@ class _Entry:
 
 
 class Outbox:
-    """The alerts that are open, and what each channel was told of them, in one file.
+    """The alerts that are open, and what each channel was told of them, in a store.
 
     Several processes may use it at a time. A message is noted once its channel took it, so a
     process that is killed in between sends it again; a channel that fails is tried again at the
     next call, for what it has not got.
 
     Args:
-        path: the JSON file; made by the first call. Beside it stands `<name>.lock`.
+        store: keeps them as `alerts.json`; made by the first call.
         channels: where messages go, each by a name of its own.
     """
 
-    def __init__(self, path: Path, channels: Sequence[Channel]) -> None:
-        self.path = path
+    def __init__(self, store: Store, channels: Sequence[Channel]) -> None:
+        self._store = store
         self.channels = tuple(channels)
 
     def open(self) -> dict[str, Alert]:
@@ -178,7 +178,7 @@ class Outbox:
             OutboxError: the file cannot be read as an outbox.
         """
         found = {alert.key: alert for alert in alerts}
-        with self._locked():
+        with self._store.locked(_KEY):
             entries = self._read()
             for entry in entries:
                 if entry.resolved is not None:
@@ -225,26 +225,19 @@ class Outbox:
         return Delivery(tuple(sent), tuple(failed))
 
     def _read(self) -> list[_Entry]:
-        if not self.path.exists():
+        if not self._store.exists(_KEY):
             return []
         try:
-            return [_entry(**fields) for fields in json.loads(self.path.read_text())]
+            return [_entry(**fields) for fields in json.loads(self._store.read(_KEY))]
         except (ValueError, TypeError, KeyError):
             raise OutboxError(
-                f"{self.path} is not what was written: remove it; what is open is then sent again"
+                f"{self._store.where(_KEY)} is not what was written: remove it; what is open is "
+                "then sent again"
             ) from None
 
     def _write(self, entries: Sequence[_Entry]) -> None:
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text(json.dumps([asdict(entry) for entry in entries], indent=1))
-        partial.replace(self.path)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f"{self.path.name}.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        content = json.dumps([asdict(entry) for entry in entries], indent=1)
+        self._store.write(_KEY, content.encode())
 
 
 def _entry(alert: Mapping[str, Any], **rest: Any) -> _Entry:

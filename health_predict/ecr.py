@@ -130,8 +130,8 @@ class EcrRegistry(OciRegistry):
 
     @cached_property
     def _client(self) -> Any:
-        import boto3  # type: ignore[import-untyped]
-        from botocore.config import Config  # type: ignore[import-untyped]
+        import boto3
+        from botocore.config import Config
 
         return boto3.client(
             "ecr",
@@ -141,7 +141,7 @@ class EcrRegistry(OciRegistry):
         )
 
     def _aws(self, action: str, **arguments: Any) -> Any:
-        from botocore.exceptions import (  # type: ignore[import-untyped]
+        from botocore.exceptions import (
             BotoCoreError,
             ClientError,
         )

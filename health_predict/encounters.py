@@ -10,12 +10,15 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from health_predict import schema
+from health_predict.download import DownloadError, Say, fetch
 from health_predict.schema import LabelName
+from health_predict.store import StoreError, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,13 +58,23 @@ class Source:
         return "synthetic cohort" if self.synthetic else "published encounters"
 
 
-def read(data: str, *, rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
+def read(
+    data: str,
+    *,
+    rows: int,
+    seed: int,
+    downloads: Path | None = None,
+    say: Say = lambda words: None,
+) -> "tuple[pd.DataFrame, Source]":
     """Reads the raw encounters.
 
     Args:
         data: `synthetic`, `uci`, a path to the csv or zip, `https://...` or `s3://...`.
         rows: size of the synthetic cohort; other sources are read whole.
         seed: seed of the synthetic cohort.
+        downloads: folder in which a download that broke off waits to be gone on with by the next
+            call; None: it is lost with this one.
+        say: told how far a download is.
 
     Returns:
         The table as published (n rows, 50 columns of strings, and `intervened` where the source
@@ -72,7 +85,7 @@ def read(data: str, *, rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
     """
     if data == "synthetic":
         return _read_synthetic(rows, seed)
-    content = _fetch(UCI_ARCHIVE if data == "uci" else data)
+    content = _fetch(UCI_ARCHIVE if data == "uci" else data, downloads, say)
     table = _unpack(content, data)
     digest = hashlib.sha256(table).hexdigest()
     if data == "uci" and digest != UCI_SHA256:
@@ -116,51 +129,22 @@ def _read_synthetic(rows: int, seed: int) -> "tuple[pd.DataFrame, Source]":
     return frame, Source("synthetic", hashlib.sha256(values.tobytes()).hexdigest(), synthetic=True)
 
 
-def _fetch(location: str) -> bytes:
+def _fetch(location: str, downloads: Path | None, say: Say) -> bytes:
     require(location)
-    if location.startswith(("http://", "https://")):
-        return _download(location)
-    if "://" in location:
-        from pyarrow import fs
-
-        try:
-            filesystem, path = fs.FileSystem.from_uri(location)
-            with filesystem.open_input_stream(path) as stream:
-                return stream.read()
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {location}: {error}") from error
-    return Path(location).expanduser().read_bytes()
-
-
-def _download(url: str) -> bytes:
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
-
-    def passing(error: BaseException) -> bool:
-        if isinstance(error, urllib.error.HTTPError):
-            return error.code >= 500
-        return isinstance(error, OSError | http.client.HTTPException)
-
-    @retry(
-        retry=retry_if_exception(passing),
-        stop=stop_after_attempt(4),
-        wait=wait_exponential(max=20),
-        reraise=True,
-    )
-    def get() -> bytes:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            content: bytes = response.read()
-            return content
-
     try:
-        return get()
-    except (OSError, http.client.HTTPException) as error:
+        if location.startswith(("http://", "https://")):
+            with TemporaryDirectory() as folder:
+                return fetch(location, downloads or Path(folder), say)
+        if "://" in location:
+            parent, _, name = location.rpartition("/")
+            return open_store(parent).read(name)
+    except DownloadError as error:
         raise DataError(
-            f"cannot download {url}: {error}; download it by hand and give its path instead"
+            f"cannot download {error}; download it by hand and give its path instead"
         ) from error
+    except StoreError as error:
+        raise DataError(f"cannot read {location}: {error}") from error
+    return Path(location).expanduser().read_bytes()
 
 
 def _unpack(content: bytes, location: str) -> bytes:

@@ -42,7 +42,7 @@ _STOP_REASONS = {
 
 
 @contextmanager
-def experiment_run(tracking_uri: str, artifacts: Path, context: Any) -> Iterator[Any]:
+def experiment_run(tracking_uri: str, artifacts: Path | str, context: Any) -> Iterator[Any]:
     """Yields dagster-mlflow's resource, bound to the MLflow run of a Dagster run.
 
     dagster-mlflow's hook `end_mlflow_on_run_finished` is gone round: it ends the MLflow run after
@@ -50,7 +50,7 @@ def experiment_run(tracking_uri: str, artifacts: Path, context: Any) -> Iterator
 
     Args:
         tracking_uri: MLflow server or database.
-        artifacts: folder of artifacts where the tracking store is a local database.
+        artifacts: where artifacts are kept if the tracking store is a database: folder or URI.
         context: Dagster's resource context, its config as dagster-mlflow expects it.
     """
     import mlflow
@@ -65,14 +65,14 @@ def experiment_run(tracking_uri: str, artifacts: Path, context: Any) -> Iterator
         mlflow.end_run("KILLED")  # without effect on a run that has ended
 
 
-def use_experiment(name: str, tracking_uri: str, artifacts: Path) -> str:
+def use_experiment(name: str, tracking_uri: str, artifacts: Path | str) -> str:
     """Returns the id of an experiment, made unless it is there, in the store mlflow then works on.
 
     Args:
         name: name of the experiment.
         tracking_uri: MLflow server or database.
-        artifacts: folder of artifacts where the tracking store is a local database; a server has
-            its own place for them.
+        artifacts: where artifacts are kept if the tracking store is a database: folder or URI. A
+            server has its own place for them.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -81,9 +81,10 @@ def use_experiment(name: str, tracking_uri: str, artifacts: Path) -> str:
     known = mlflow.get_experiment_by_name(name)
     if known is not None:
         return str(known.experiment_id)
-    local = tracking_uri.startswith("sqlite")
+    is_server = tracking_uri.startswith("http")
+    kept = artifacts.absolute().as_uri() if isinstance(artifacts, Path) else artifacts
     try:
-        made = mlflow.create_experiment(name, artifacts.absolute().as_uri() if local else None)
+        made = mlflow.create_experiment(name, None if is_server else kept)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by a run beside this one
             raise

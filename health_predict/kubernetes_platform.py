@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from health_predict import containers, images, manifests, shadow
@@ -29,7 +30,8 @@ from health_predict.manifests import ManifestError
 from health_predict.oci_registry import OciRegistry
 from health_predict.prediction_log import VERIFICATION
 from health_predict.release import NAME, Bento, Deployment, Image, Say, answers
-from health_predict.sbom import write_sbom
+from health_predict.release_records import ReleaseRecords
+from health_predict.sbom import sbom
 from health_predict.scorer import FACTS
 from health_predict.settings import ROOT
 from health_predict.verification import (
@@ -70,7 +72,7 @@ class KubernetesPlatform:
         overlay: folder of the kustomize overlay that is applied.
         registry: where images are pushed.
         repository: name of theirs in the registry.
-        records: folder of the lists of parts (SBOM).
+        records: keep the lists of parts (SBOM).
         base_image: what images are built on.
         engine: `docker`, `podman`, `buildah`; empty: the first that works.
         source: address of the source repository, empty if unknown.
@@ -84,7 +86,7 @@ class KubernetesPlatform:
     overlay: Path
     registry: OciRegistry
     repository: str
-    records: Path
+    records: ReleaseRecords
     base_image: str
     engine: str = ""
     source: str = ""
@@ -127,9 +129,9 @@ class KubernetesPlatform:
             return Image(
                 built.reference, built.id, bento.version, built.size, facts, smoke["problem"]
             )
-        parts = write_sbom(LOCK, self.records / f"{NAME}-{tag}.cdx.json", built)
+        parts = self.records.keep_parts(f"{NAME}-{tag}", sbom(LOCK, built))
         pushed = self.registry.push(engine, built.reference, self.repository, tag, say)
-        facts |= {"sbom": str(parts), "push": asdict(pushed)}
+        facts |= {"sbom": parts, "push": asdict(pushed)}
         return Image(pushed.reference, pushed.digest, bento.version, built.size, facts)
 
     def roll_out(self, image: Image, golden: Sequence[GoldenRow], say: Say) -> Deployment:
@@ -235,7 +237,8 @@ class KubernetesPlatform:
             return f"the image, run by {engine.keeper}", asdict(smoke)
         except containers.CannotRun as error:
             began = time.monotonic()
-            problem = try_bento(bento, golden, self.records, self.bentoml_home)
+            with TemporaryDirectory() as folder:
+                problem = try_bento(bento, golden, Path(folder), self.bentoml_home)
             tried = f"the Bento by `bentoml serve`, not its image: {error}"
             return tried, {"problem": problem, "seconds": time.monotonic() - began}
 

@@ -6,26 +6,23 @@ callers say what happened, and remember the newest digest elsewhere, which alone
 are missing at the end.
 """
 
-import fcntl
 import hashlib
 import json
-import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from health_predict.schema import IDENTIFIERS
+from health_predict.store import Store
 
 Kind = Literal["registration", "verdict", "approval", "alias_move", "release", "rollback"]
 
 _NOTHING = "0" * 64
 """What the first entry names as the digest of the entry before it."""
 
+_KEY = "ledger.jsonl"
 _RESTORE = "keep this file as evidence and restore the ledger from a backup"
 
 _OPTIONAL_TEXT = (str, type(None))
@@ -42,8 +39,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "previous": str,
     "digest": str,
 }
-
-_log = logging.getLogger(__name__)
 
 
 class LedgerError(RuntimeError):
@@ -85,15 +80,19 @@ class Entry:
 
 
 class Ledger:
-    """The ledger in one file; any number of processes may append to it and read it at a time.
+    """The ledger in a store; any number of processes may append to it and read it at a time.
 
     Args:
-        path: the file of JSON lines; made by the first entry. Beside it stand `<name>.lock` and,
-            once a writer was killed in the middle of a line, `<name>.torn`.
+        store: keeps it as `ledger.jsonl`, JSON lines; made by the first entry.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def where(self) -> str:
+        """Where a person finds it."""
+        return self.store.where(_KEY)
 
     def append(
         self,
@@ -106,11 +105,9 @@ class Ledger:
         before: str | None = None,
         after: str | None = None,
     ) -> Entry:
-        """Writes an entry behind the newest one; it is on the disk when this returns.
+        """Writes an entry behind the newest one; it is kept when this returns.
 
-        An unfinished line was left by a writer that was killed, and nobody was told that it was
-        written: it is moved to `<name>.torn`, which is logged as a warning. If this raises
-        `OSError`, the entry may have been written nevertheless.
+        If this raises `OSError` or `StoreError`, the entry may have been written nevertheless.
 
         Args:
             kind: what happened.
@@ -140,49 +137,23 @@ class Ledger:
         if wrong := _wrong(fields) or next(_unfit("facts", fields["facts"]), None):
             raise LedgerError(f"the {kind!r} entry was not written: {wrong}; correct what is given")
         fields["facts"] = json.loads(_canonical(fields["facts"]))  # as it will be read
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked(fcntl.LOCK_EX):
-            return self._append(fields)
-
-    def _append(self, fields: dict[str, Any]) -> Entry:
-        """Chains and writes the fields of an entry; the lock is held."""
-        is_new = not self.path.exists()
-        with self.path.open("a+b") as file:
-            file.seek(0)
-            content = file.read()
-            lines, rest = _split(content)
-            newest = self._checked(len(lines), lines[-1]) if lines else None
-            if rest:
-                self._set_aside(rest, len(lines) + 1)
-                file.truncate(len(content) - len(rest))
-            elif lines and not content.endswith(b"\n"):
-                file.write(b"\n")
-            fields["number"] = len(lines) + 1
-            fields["at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
-            fields["previous"] = newest.digest if newest else _NOTHING
-            fields["digest"] = _digest(fields)
-            file.write(_canonical(fields) + b"\n")
-            _flush(file)
-        if is_new:
-            _flush_folder(self.path.parent)
+        self.store.update(_KEY, lambda content: self._chained(content or b"", fields))
         return Entry(**fields)
 
-    def _set_aside(self, rest: bytes, number: int) -> None:
-        aside = self._beside("torn")
-        with aside.open("ab") as file:
-            file.write(rest + b"\n")
-            _flush(file)
-        _log.warning(
-            "%s line %d was left unfinished by a writer that was killed; it stands in %s now, and "
-            "what it was to record is not in the ledger",
-            self.path,
-            number,
-            aside.name,
-        )
+    def _chained(self, content: bytes, fields: dict[str, Any]) -> bytes:
+        """Returns the ledger with one more entry, whose place is written into its fields."""
+        lines = content.splitlines()
+        newest = self._checked(len(lines), lines[-1]) if lines else None
+        fields["number"] = len(lines) + 1
+        fields["at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+        fields["previous"] = newest.digest if newest else _NOTHING
+        fields["digest"] = _digest(fields)
+        end = b"" if not content or content.endswith(b"\n") else b"\n"
+        return content + end + _canonical(fields) + b"\n"
 
     def lines(self) -> list[bytes]:
-        """Returns the lines as they stand; an unfinished one at the end is not among them."""
-        return self._read()[0]
+        """Returns the lines as they stand."""
+        return self.store.read(_KEY).splitlines() if self.store.exists(_KEY) else []
 
     def entries(self) -> list[Entry]:
         """Returns the entries in order, their digests not checked: that is `verify`.
@@ -203,10 +174,10 @@ class Ledger:
                 writer can be killed before it has remembered its own.
 
         Raises:
-            LedgerError: at the first line that was changed, removed, inserted or moved, that is
-                not JSON or is unfinished; or the anchor is not among the digests.
+            LedgerError: at the first line that was changed, removed, inserted or moved, or that is
+                not JSON; or the anchor is not among the digests.
         """
-        lines, rest = self._read()
+        lines = self.lines()
         digest, digests = _NOTHING, set()
         for number, line in enumerate(lines, 1):
             digest = self._checked(number, line, digest).digest
@@ -217,20 +188,7 @@ class Ledger:
                 f"is missing: an entry with digest {anchor} was written, and none of the "
                 f"{len(lines)} there have it; the end was removed or the chain computed anew",
             )
-        if rest:
-            self._fail(
-                len(lines) + 1,
-                "is unfinished: its writer was killed, or the file was cut",
-                "the next entry moves it aside, then verify again",
-            )
         return len(lines)
-
-    def _read(self) -> tuple[list[bytes], bytes]:
-        if not self.path.exists():
-            return [], b""
-        # A copy without a lock has no writer, and may lie where nothing can be written.
-        with self._locked(fcntl.LOCK_SH) if self._beside("lock").exists() else nullcontext():
-            return _split(self.path.read_bytes())
 
     def _checked(self, number: int, line: bytes, previous: str | None = None) -> Entry:
         """Returns a line's entry if it is as it was written; `previous` None is not compared."""
@@ -257,17 +215,8 @@ class Ledger:
             self._fail(number, f"was changed: {wrong}")
         return Entry(**fields)
 
-    def _fail(self, number: int, what: str, remedy: str = _RESTORE) -> NoReturn:
-        raise LedgerError(f"{self.path} line {number} {what}; {remedy}") from None
-
-    @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        with self._beside("lock").open("rb" if kind == fcntl.LOCK_SH else "ab") as lock:
-            fcntl.flock(lock, kind)
-            yield
-
-    def _beside(self, what: str) -> Path:
-        return self.path.with_name(f"{self.path.name}.{what}")
+    def _fail(self, number: int, what: str) -> NoReturn:
+        raise LedgerError(f"{self.where} line {number} {what}; {_RESTORE}") from None
 
 
 def _canonical(value: Any) -> bytes:
@@ -313,31 +262,3 @@ def _unfit(name: str, value: Any) -> Iterator[str]:
             yield f"{name} is {value}, which JSON does not have"
     elif not isinstance(value, str | int | None):
         yield f"{name} is of type {type(value).__name__}, which JSON does not have"
-
-
-def _split(content: bytes) -> tuple[list[bytes], bytes]:
-    """Returns the lines, and what is unfinished; a line that lacks its newline only is whole."""
-    *lines, rest = content.split(b"\n")
-    return ([*lines, rest], b"") if _is_json(rest) else (lines, rest)
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """A new file outlives a power cut only once its folder was written too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -112,12 +112,22 @@ def _interrupt(*_: object) -> None:
 
 def refuse_if_running(settings: Settings) -> None:
     """Raises `ProcessError` if processes of another command run on the state folder."""
-    path = _pids_file(settings)
-    pids = json.loads(path.read_text()) if path.exists() else {}
-    alive = {name: pid for name, pid in pids.items() if _is_ours(pid)}
+    alive = living(settings)
     if alive:
         words = ", ".join(f"{name} (process {pid})" for name, pid in alive.items())
         raise ProcessError(f"{words} still uses {settings.var}: stop it first")
+
+
+def started(settings: Settings) -> dict[str, int]:
+    """Returns what a command started on the state folder and did not stop: name -> process id."""
+    path = _pids_file(settings)
+    pids: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    return pids
+
+
+def living(settings: Settings) -> dict[str, int]:
+    """Returns what of `started` lives; the others died, or were killed with their command."""
+    return {name: pid for name, pid in started(settings).items() if _is_ours(pid)}
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -133,10 +143,16 @@ def dagster_home(settings: Settings) -> Path:
     """Returns Dagster's home in the state folder, the instance file written for it."""
     home = (settings.var / "dagster").absolute()
     home.mkdir(parents=True, exist_ok=True)
-    instance = (ROOT / "dagster.yaml").read_text()
-    # The file at the root names var/ beside it; the state folder may be elsewhere.
-    (home / "dagster.yaml").write_text(instance.replace("var/dagster", str(home)))
+    (home / "dagster.yaml").write_text(instance_file(settings))
     return home
+
+
+def instance_file(settings: Settings) -> str:
+    """Returns what Dagster's instance file has to say for the deployment and the state folder."""
+    local = settings.deployment == "local"
+    instance = (ROOT / ("dagster.yaml" if local else "iac/host/dagster.yaml")).read_text()
+    # The file at the root names var/ beside it; the state folder may be elsewhere.
+    return instance.replace("var/dagster", str((settings.var / "dagster").absolute()))
 
 
 def daemon_command() -> list[str]:
@@ -155,7 +171,7 @@ def mlflow_command(settings: Settings, port: int) -> list[str]:
     return [
         *("env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"),
         *(*_tool("mlflow"), "server", "--backend-store-uri", settings.tracking_uri),
-        *("--artifacts-destination", str(settings.var / "mlflow-artifacts")),
+        *("--artifacts-destination", settings.artifacts),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
     ]
 

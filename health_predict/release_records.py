@@ -1,27 +1,28 @@
-"""Release records: one JSON file a release, for whoever asks what was rolled out and how.
+"""Release records: one JSON value a release, for whoever asks what was rolled out and how.
 
 The ledger says that a version was released or taken back and why; the record holds the rest:
 digest, sizes, seconds, what was tried, how the roll-out went. Nothing is decided here.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from health_predict.release import Deployment, Image
+from health_predict.store import Store
+
+_FOLDER = "releases/"
 
 
 @dataclass(frozen=True)
 class ReleaseRecords:
-    """The records in a folder."""
+    """The records in a store."""
 
-    folder: Path
+    store: Store
 
-    def keep(self, image: Image, deployment: Deployment, reason: str, run_id: str) -> Path:
-        """Writes the record of a release, whole or not at all; returns the file.
+    def keep(self, image: Image, deployment: Deployment, reason: str, run_id: str) -> str:
+        """Writes the record of a release; returns where it stands.
 
         Args:
             image: what was rolled out.
@@ -40,14 +41,18 @@ class ReleaseRecords:
             "image": asdict(image),
             "deployment": asdict(deployment),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"release-{image.version}-{run_id[:8]}.json"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
-        partial.replace(path)
-        return path
+        key = f"{_FOLDER}release-{image.version}-{run_id[:8]}.json"
+        self.store.write(key, (json.dumps(record, indent=1, default=str) + "\n").encode())
+        return self.store.where(key)
+
+    def keep_parts(self, tag: str, parts: bytes) -> str:
+        """Writes the list of an image's parts (SBOM); returns where it stands."""
+        key = f"{_FOLDER}{tag}.cdx.json"
+        self.store.write(key, parts)
+        return self.store.where(key)
 
     def all(self) -> list[dict[str, Any]]:
         """Returns every record, oldest first."""
-        found = [json.loads(path.read_text()) for path in self.folder.glob("release-*.json")]
+        keys = [key for key in self.store.keys(_FOLDER) if key.startswith(f"{_FOLDER}release-")]
+        found = [json.loads(self.store.read(key)) for key in keys]
         return sorted(found, key=lambda record: str(record["at"]))

@@ -16,20 +16,19 @@ from health_predict.engines import ContainerError, last_lines
 from health_predict.images import Built
 
 
-def write_sbom(requirements: Path, target: Path, built: Built, python: str = "3.11") -> Path:
-    """Writes what an image is made of: CycloneDX 1.6, JSON, by `cyclonedx-py`.
+def sbom(requirements: Path, built: Built, python: str = "3.11") -> bytes:
+    """Returns what an image is made of: CycloneDX 1.6, JSON, by `cyclonedx-py`.
 
     Of the Python packages it lists those the lock file installs on Linux, with hashes; of the base
     image its name and digest, since whoever publishes that lists what is in it.
 
     Args:
         requirements: the lock file the image was built from.
-        target: file to write.
         built: the image.
         python: its version of Python.
 
     Returns:
-        `target`. The same image gives the same file.
+        The JSON document. The same image gives the same bytes.
 
     Raises:
         ContainerError: `cyclonedx-py` refused.
@@ -50,9 +49,7 @@ def write_sbom(requirements: Path, target: Path, built: Built, python: str = "3.
     document = json.loads(done.stdout)
     document["metadata"]["component"] = _component(built.reference, built.id, "image")
     document["components"].append(_component(built.base, built.base_digest, "base-image"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    return target
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _installed(lock: str, python: str) -> Iterable[str]:

@@ -5,8 +5,8 @@ it is cut, so that whoever reads it again reads the same rows after the log was 
 is cut, and what a batch of them calls for, is decided in `defs`; nothing is scored here.
 """
 
+import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from health_predict import encounters, prediction_log, schema
 from health_predict.prediction_log import AT, REQUEST_ID, SCORE, VERIFICATION
+from health_predict.store import Store, StoreMissing
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_FOLDER = "served/"
 PROBABILITY = "probability"
 VERSION = "model_version"
 
@@ -87,20 +89,17 @@ def waiting(log: Path, after: Slice | None, rows: int) -> Waiting:
             return Waiting(found, left_out, skipped, page.torn, page.cursor)
 
 
-def cut(store: Path, key: str, what: Waiting) -> Slice:
+def cut(store: Store, key: str, what: Waiting) -> Slice:
     """Keeps predictions as a slice: whole or not at all.
 
     Args:
-        store: folder of the slices.
+        store: where slices are kept.
         key: partition key of the slice; one that is there already is never cut again.
         what: the predictions, at least one.
 
     Raises:
         SliceError: there is a slice of this key.
     """
-    path = _path(store, key)
-    if path.exists():
-        raise SliceError(f"{path} is there already: a slice is cut once")
     times = [row[AT] for row in what.rows]
     made = Slice(
         key=key,
@@ -112,36 +111,30 @@ def cut(store: Path, key: str, what: Waiting) -> Slice:
         torn=what.torn,
         cursor=what.cursor,
     )
-    store.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     lines = (json.dumps(row, separators=(",", ":")) for row in what.rows)
-    partial.write_text("\n".join([json.dumps(asdict(made)), *lines]) + "\n")
-    partial.replace(path)
+    content = "\n".join([json.dumps(asdict(made)), *lines]) + "\n"
+    if not store.create(_at(key), content.encode()):
+        raise SliceError(f"{store.where(_at(key))} is there already: a slice is cut once")
     return made
 
 
-def slices(store: Path) -> list[Slice]:
-    """Returns what is known of every slice, oldest first."""
-    return [_head(path) for path in sorted(store.glob("served-*.jsonl"), key=_age)]
+def slices(store: Store) -> list[str]:
+    """Returns the keys of all slices, oldest first."""
+    names = [key.removeprefix(_FOLDER) for key in store.keys(_FOLDER)]
+    found = [name.removesuffix(".jsonl") for name in names if name.startswith("served-")]
+    return sorted(found, key=lambda key: (len(key), key))
 
 
-def find(store: Path, key: str) -> Slice:
+def find(store: Store, key: str) -> Slice:
     """Returns what is known of one slice.
 
     Raises:
         SliceError: it was never cut.
     """
-    path = _path(store, key)
-    if not path.is_file():
-        known = [one.key for one in slices(store)]
-        raise SliceError(
-            f"there is no slice {key} of the prediction log (newest: {known[-1:] or 'none'}): the "
-            "sensor served_traffic cuts them, in turn"
-        )
-    return _head(path)
+    return Slice(**json.loads(_lines(store, key)[0]))
 
 
-def table(store: Path, key: str) -> "tuple[pd.DataFrame, pd.DataFrame]":
+def table(store: Store, key: str) -> "tuple[pd.DataFrame, pd.DataFrame]":
     """Returns a slice as a batch: rows that keep the contract, and those that break it.
 
     The contract is that of arriving encounters, on the inputs. A request names no patient: each
@@ -173,38 +166,39 @@ def table(store: Path, key: str) -> "tuple[pd.DataFrame, pd.DataFrame]":
     return cohort, broken.drop(columns=[*schema.IDENTIFIERS, schema.OUTCOME])
 
 
-def keep_quarantine(store: Path, key: str, broken: "pd.DataFrame") -> Path:
-    """Writes the rows of a slice that broke the contract, with their reasons; returns the file."""
-    path = store / f"quarantine-{key}.parquet"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    broken.to_parquet(partial, index=False)
-    partial.replace(path)
-    return path
+def keep_quarantine(store: Store, key: str, broken: "pd.DataFrame") -> str:
+    """Writes the rows of a slice that broke the contract, with reasons; returns where they are."""
+    file = io.BytesIO()
+    broken.to_parquet(file, index=False)
+    at = f"{_FOLDER}quarantine-{key}.parquet"
+    store.write(at, file.getvalue())
+    return store.where(at)
 
 
 def _as_published(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) else value
 
 
-def _rows(store: Path, key: str) -> Iterator[dict[str, Any]]:
-    expected = find(store, key).rows
-    lines = _path(store, key).read_text().splitlines()[1:]
+def _rows(store: Store, key: str) -> Iterator[dict[str, Any]]:
+    head, *lines = _lines(store, key)
+    expected = Slice(**json.loads(head)).rows
     if len(lines) != expected:
         raise SliceError(
-            f"{_path(store, key)} holds {len(lines)} rows and was cut with {expected}: it was "
+            f"{store.where(_at(key))} holds {len(lines)} rows and was cut with {expected}: it was "
             "changed; restore it from a backup"
         )
     return map(json.loads, lines)
 
 
-def _head(path: Path) -> Slice:
-    with path.open() as file:
-        return Slice(**json.loads(file.readline()))
+def _lines(store: Store, key: str) -> list[str]:
+    try:
+        return store.read(_at(key)).decode().splitlines()
+    except StoreMissing:
+        raise SliceError(
+            f"there is no slice {key} of the prediction log (newest: "
+            f"{slices(store)[-1:] or 'none'}): the sensor served_traffic cuts them, in turn"
+        ) from None
 
 
-def _age(path: Path) -> tuple[int, str]:
-    return len(path.name), path.name
-
-
-def _path(store: Path, key: str) -> Path:
-    return store / f"{key}.jsonl"
+def _at(key: str) -> str:
+    return f"{_FOLDER}{key}.jsonl"

@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     )
 
     var: Path = Field(default=ROOT / "var", description="Folder of all state made by running.")
+    store: str = Field(
+        default="",
+        description="Where assets are kept: a folder, or `s3://bucket/prefix`; empty: `store` "
+        "under `var`.",
+    )
     data: str = Field(
         default="synthetic",
         description="`synthetic`, `uci`, a path to the csv or zip, `https://...` or `s3://...`.",
@@ -136,7 +141,10 @@ class Settings(BaseSettings):
         default=3500, description="Port of the local service."
     )
     deployment: Literal["local", "host", "kubernetes"] = Field(
-        default="local", description="Where the service runs."
+        default="local",
+        description="Where it all runs: `local` (everything under `var`), `host` (Postgres, the "
+        "service supervised beside the code server) or `kubernetes` (Postgres, the service in a "
+        "cluster).",
     )
     registry: str = Field(
         default="",
@@ -183,8 +191,15 @@ class Settings(BaseSettings):
         description="Bearer token with which the loop asks the service; its sha256 is to stand in "
         "the service's own HEALTH_PREDICT_TOKENS. Empty: none is sent.",
     )
+    postgres: SecretStr | None = Field(
+        default=None,
+        exclude=True,
+        description="Database of Dagster, `postgresql://user:password@host:5432/dagster`; needed "
+        "unless the deployment is `local`.",
+    )
     mlflow_tracking_uri: str = Field(
-        default="", description="MLflow server; empty: SQLite and files under `var`."
+        default="",
+        description="MLflow server or database; empty: SQLite and files under `var`.",
     )
     dagit_url: str = Field(
         default="http://127.0.0.1:3000",
@@ -205,6 +220,27 @@ class Settings(BaseSettings):
         exclude=True,
         description="Address that alerts are posted to as Slack reads them; empty: none.",
     )
+
+    @field_validator("store")
+    @classmethod
+    def _is_store(cls, uri: str) -> str:
+        if "://" in uri and not re.match(r"s3://[^/]", uri):
+            raise ValueError("HEALTH_PREDICT_STORE is a folder or s3://bucket/prefix")
+        return uri
+
+    @field_validator("postgres")
+    @classmethod
+    def _is_database(cls, secret: SecretStr | None) -> SecretStr | None:
+        if not secret:
+            return None
+        _check_address(
+            secret,
+            ("postgresql",),
+            "HEALTH_PREDICT_POSTGRES is no database: give "
+            "postgresql://user:password@host:5432/dagster, what is not a letter or digit in user "
+            "and password percent-encoded",
+        )
+        return secret
 
     @field_validator("alert_webhook")
     @classmethod
@@ -257,19 +293,21 @@ class Settings(BaseSettings):
         (self.var / _KEPT).write_text(self.model_dump_json(indent=1))
 
     @property
-    def store(self) -> Path:
-        """Where assets are kept."""
-        return self.var / "store"
+    def store_uri(self) -> str:
+        """Where assets are kept: a path, or an `s3://` address."""
+        return self.store or str((self.var / "store").absolute())
+
+    @property
+    def artifacts(self) -> str:
+        """Where MLflow keeps files if no server of its own does: beside the store."""
+        if "://" in self.store:
+            return f"{self.store.rstrip('/')}/mlflow-artifacts"
+        return (self.var / "mlflow-artifacts").absolute().as_uri()
 
     @property
     def tracking_uri(self) -> str:
         """Where MLflow logs to."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.var / 'mlflow.db'}"
-
-    @property
-    def releases(self) -> Path:
-        """Where release records are kept."""
-        return self.store / "releases"
 
     @property
     def bentoml_home(self) -> Path:
@@ -287,16 +325,6 @@ class Settings(BaseSettings):
         if self.prediction_log is None:
             return self.serving / "predictions"
         return Path(self.prediction_log) if self.prediction_log else None
-
-    @property
-    def alerts(self) -> Path:
-        """The file of open alerts."""
-        return self.store / "alerts.json"
-
-    @property
-    def served(self) -> Path:
-        """Where slices of the prediction log are kept."""
-        return self.store / "served"
 
 
 def _check_address(secret: SecretStr, schemes: tuple[str, ...], remedy: str) -> None:

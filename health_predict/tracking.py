@@ -58,10 +58,10 @@ class Registry:
 
     Args:
         tracking_uri: MLflow server or database.
-        artifacts: folder of artifacts where the tracking store is a local database.
+        artifacts: where artifacts are kept if that is a database: folder or URI.
     """
 
-    def __init__(self, tracking_uri: str, artifacts: Path) -> None:
+    def __init__(self, tracking_uri: str, artifacts: Path | str) -> None:
         import mlflow
 
         use_experiment(EXPERIMENT, tracking_uri, artifacts)

@@ -9,6 +9,8 @@ silence_telemetry()
 
 import json  # noqa: E402  telemetry is off before anything that has some is imported
 import os  # noqa: E402
+import uuid  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -18,6 +20,7 @@ import pytest  # noqa: E402
 from sklearn.pipeline import Pipeline  # noqa: E402
 
 from health_predict import compiling, encounters, features, models, schema, splits  # noqa: E402
+from health_predict.store import Store, open_store, s3_client  # noqa: E402
 
 SMALL: dict[str, models.Params] = {
     "logistic_regression": {"C": 0.05},
@@ -116,3 +119,35 @@ def encounter(cohort: pd.DataFrame) -> dict[str, Any]:
     """One valid request by published names; each test gets its own."""
     row: dict[str, Any] = json.loads(cohort[list(schema.INPUTS)].iloc[0].to_json())
     return row
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server on this machine."""
+    from moto.moto_server import threaded_moto_server
+
+    server = threaded_moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an empty bucket there, which AWS's own chain finds."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    name = f"encounters-{uuid.uuid4().hex[:12]}"
+    s3_client().create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    if request.param == "folder":
+        return open_store(tmp_path / "store")
+    return open_store(f"s3://{request.getfixturevalue('bucket')}/kept/here")

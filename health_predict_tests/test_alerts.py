@@ -20,6 +20,7 @@ from health_predict.alerts import Alert, DeliveryError, Message, Outbox, OutboxE
 from health_predict.channels import Email, Webhook, channels, slack
 from health_predict.processes import environment
 from health_predict.settings import Settings
+from health_predict.store import Store
 from health_predict_tests.receivers import SECRET, Receiver, receiving, serving
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
@@ -153,11 +154,6 @@ class Memory:
         self.got.append(message.subject)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store" / "alerts.json"
-
-
 def settled(outbox: Outbox, *alerts: Alert) -> str:
     return outbox.settle(alerts, outbox.open()).sentence
 
@@ -167,37 +163,37 @@ def email(post: Post, *, user: str = "", scheme: str = "smtp") -> Email:
     return Email(url, "loop@example.org", ["ann@example.org", "bo@example.org"])
 
 
-def test_an_alert_is_sent_once_while_it_is_open_and_once_when_it_is_over(path: Path) -> None:
+def test_an_alert_is_sent_once_while_it_is_open_and_once_when_it_is_over(store: Store) -> None:
     one = Memory("one")
     for _ in range(3):
-        settled(Outbox(path, [one]), ALERT)
+        settled(Outbox(store, [one]), ALERT)
     assert one.got == ["Alert: Major drift"]
     for _ in range(3):
-        settled(Outbox(path, [one]))
+        settled(Outbox(store, [one]))
     assert one.got == ["Alert: Major drift", "Resolved: Major drift"]
-    settled(Outbox(path, [one]), ALERT)
+    settled(Outbox(store, [one]), ALERT)
     assert one.got[2:] == ["Alert: Major drift"], "the same again is news"
 
 
 def test_a_channel_that_fails_is_tried_again_and_the_other_is_not_sent_it_twice(
-    path: Path,
+    store: Store,
 ) -> None:
     shut, open_ = Memory("shut", fails=True), Memory("open")
-    first = settled(Outbox(path, [shut, open_]), ALERT)
+    first = settled(Outbox(store, [shut, open_]), ALERT)
     assert "Not sent, to be tried again: Alert: Major drift by shut (it is closed)" in first
     assert "Sent: Alert: Major drift by open" in first
     shut.fails = False
-    settled(Outbox(path, [shut, open_]), ALERT)
+    settled(Outbox(store, [shut, open_]), ALERT)
     assert shut.got == open_.got == ["Alert: Major drift"]
 
 
-def test_a_channel_that_failed_all_the_while_hears_both_in_order(path: Path) -> None:
+def test_a_channel_that_failed_all_the_while_hears_both_in_order(store: Store) -> None:
     shut, open_ = Memory("shut", fails=True), Memory("open")
-    settled(Outbox(path, [shut, open_]), ALERT)
-    settled(Outbox(path, [shut, open_]))
-    settled(Outbox(path, [shut, open_]), replace(ALERT, since=NOON + 60))
+    settled(Outbox(store, [shut, open_]), ALERT)
+    settled(Outbox(store, [shut, open_]))
+    settled(Outbox(store, [shut, open_]), replace(ALERT, since=NOON + 60))
     shut.fails = False
-    settled(Outbox(path, [shut, open_]), ALERT)
+    settled(Outbox(store, [shut, open_]), ALERT)
     assert (
         shut.got
         == open_.got
@@ -205,7 +201,7 @@ def test_a_channel_that_failed_all_the_while_hears_both_in_order(path: Path) -> 
     )
 
 
-def test_one_message_that_is_refused_does_not_hold_up_the_next(path: Path) -> None:
+def test_one_message_that_is_refused_does_not_hold_up_the_next(store: Store) -> None:
     class Picky(Memory):
         def send(self, message: Message) -> None:
             if message.alert.key == ALERT.key:
@@ -213,41 +209,41 @@ def test_one_message_that_is_refused_does_not_hold_up_the_next(path: Path) -> No
             super().send(message)
 
     picky = Picky("picky")
-    settled(Outbox(path, [picky]), ALERT, replace(ALERT, key="b", title="Stale data"))
+    settled(Outbox(store, [picky]), ALERT, replace(ALERT, key="b", title="Stale data"))
     assert picky.got == ["Alert: Stale data"]
 
 
-def test_a_channel_that_is_configured_later_hears_what_is_still_open(path: Path) -> None:
+def test_a_channel_that_is_configured_later_hears_what_is_still_open(store: Store) -> None:
     old, new = Memory("old"), Memory("new")
     over = replace(ALERT, key="b", title="Stale data")
-    settled(Outbox(path, [old]), ALERT, over)
-    settled(Outbox(path, [old]), ALERT)
-    settled(Outbox(path, [old, new]), ALERT)
+    settled(Outbox(store, [old]), ALERT, over)
+    settled(Outbox(store, [old]), ALERT)
+    settled(Outbox(store, [old, new]), ALERT)
     assert new.got == ["Alert: Major drift"]
 
 
-def test_what_another_process_opened_meanwhile_is_not_resolved(path: Path) -> None:
+def test_what_another_process_opened_meanwhile_is_not_resolved(store: Store) -> None:
     one = Memory("one")
-    before = Outbox(path, [one]).open()
-    Outbox(path, [one]).add(ALERT)
-    Outbox(path, [one]).settle([], before)
+    before = Outbox(store, [one]).open()
+    Outbox(store, [one]).add(ALERT)
+    Outbox(store, [one]).settle([], before)
     assert one.got == ["Alert: Major drift"]
-    settled(Outbox(path, [one]))
+    settled(Outbox(store, [one]))
     assert one.got[1:] == ["Resolved: Major drift"]
 
 
-def test_an_alert_that_was_added_is_not_sent_again_by_whoever_finds_it_too(path: Path) -> None:
+def test_an_alert_that_was_added_is_not_sent_again_by_whoever_finds_it_too(store: Store) -> None:
     one = Memory("one")
-    outbox = Outbox(path, [one])
+    outbox = Outbox(store, [one])
     outbox.add(ALERT)
     outbox.add(ALERT)
     settled(outbox, ALERT)
     assert one.got == ["Alert: Major drift"]
 
 
-def test_processes_that_tell_the_same_at_a_time_send_it_once(path: Path) -> None:
+def test_processes_that_tell_the_same_at_a_time_send_it_once(store: Store) -> None:
     one = Memory("one")
-    threads = [threading.Thread(target=Outbox(path, [one]).add, args=(ALERT,)) for _ in range(8)]
+    threads = [threading.Thread(target=Outbox(store, [one]).add, args=(ALERT,)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -255,7 +251,7 @@ def test_processes_that_tell_the_same_at_a_time_send_it_once(path: Path) -> None
     assert one.got == ["Alert: Major drift"]
 
 
-def test_a_message_that_was_taken_is_noted_before_the_next_is_sent(path: Path) -> None:
+def test_a_message_that_was_taken_is_noted_before_the_next_is_sent(store: Store) -> None:
     class Killed(BaseException):
         pass
 
@@ -268,30 +264,29 @@ def test_a_message_that_was_taken_is_noted_before_the_next_is_sent(path: Path) -
     two = (ALERT, replace(ALERT, key="b", title="Stale data"))
     mortal, heir = Mortal("one"), Memory("one")
     with pytest.raises(Killed):
-        settled(Outbox(path, [mortal]), *two)
-    settled(Outbox(path, [heir]), *two)
+        settled(Outbox(store, [mortal]), *two)
+    settled(Outbox(store, [heir]), *two)
     assert mortal.got + heir.got == ["Alert: Major drift", "Alert: Stale data"]
 
 
-def test_an_open_alert_keeps_since_when_and_takes_what_is_newest(path: Path) -> None:
-    outbox = Outbox(path, [Memory("one")])
+def test_an_open_alert_keeps_since_when_and_takes_what_is_newest(store: Store) -> None:
+    outbox = Outbox(store, [Memory("one")])
     settled(outbox, ALERT)
     settled(outbox, replace(ALERT, since=NOON + 60, what="worse"))
     assert outbox.open()[ALERT.key] == replace(ALERT, what="worse")
 
 
-def test_a_resolved_alert_is_forgotten_once_every_channel_was_told(path: Path) -> None:
-    outbox = Outbox(path, [Memory("one"), Memory("two")])
+def test_a_resolved_alert_is_forgotten_once_every_channel_was_told(store: Store) -> None:
+    outbox = Outbox(store, [Memory("one"), Memory("two")])
     settled(outbox, ALERT)
     settled(outbox)
-    assert json.loads(path.read_text()) == []
+    assert json.loads(store.read("alerts.json")) == []
 
 
-def test_a_file_that_is_no_outbox_is_named_with_the_remedy(path: Path) -> None:
-    path.parent.mkdir()
-    path.write_text('[{"alert": 3}]')
+def test_a_file_that_is_no_outbox_is_named_with_the_remedy(store: Store) -> None:
+    store.write("alerts.json", b'[{"alert": 3}]')
     with pytest.raises(OutboxError, match=r"alerts\.json is not what was written: remove it"):
-        Outbox(path, []).open()
+        Outbox(store, []).open()
 
 
 def test_a_webhook_gets_what_slack_reads(hook: Receiver) -> None:
@@ -345,9 +340,9 @@ def test_a_receiver_that_does_not_answer_is_given_up(post: Post) -> None:
 
 
 def test_a_webhook_comes_back_without_the_mail_being_sent_again(
-    path: Path, hook: Receiver, post: Post
+    store: Store, hook: Receiver, post: Post
 ) -> None:
-    outbox = Outbox(path, [Webhook(hook.url, wait=0), email(post)])
+    outbox = Outbox(store, [Webhook(hook.url, wait=0), email(post)])
     hook.status = 503
     settled(outbox, ALERT)
     assert len(post.mails) == 1
@@ -412,19 +407,19 @@ def test_a_server_that_nobody_trusts_is_not_told_the_password(
 
 
 def test_no_failure_shows_a_secret(
-    path: Path, hook: Receiver, tls: Post, caplog: pytest.LogCaptureFixture
+    store: Store, hook: Receiver, tls: Post, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     tls.refuse = True
     gone = Webhook(f"http://127.0.0.1:9/{SECRET}?token={SECRET}", wait=0)
     mail, taken = email(tls, user=f"ann:{SECRET}@"), Webhook(hook.url)
     gone.name, mail.name, taken.name = "gone", "mail", "taken"
-    outbox = Outbox(path, [gone, mail, taken])
+    outbox = Outbox(store, [gone, mail, taken])
     sentence = settled(outbox, ALERT)
     assert "by gone (ConnectionError)" in sentence
     assert "by mail (SMTPAuthenticationError 535)" in sentence
     assert len(hook.bodies) == 1
-    kept = path.read_text() + sentence + repr(outbox.channels) + repr(outbox)
+    kept = store.read("alerts.json").decode() + sentence + repr(outbox.channels) + repr(outbox)
     assert SECRET not in caplog.text + kept
     assert "was not sent: ConnectionError" in caplog.text
 

@@ -26,6 +26,7 @@ from health_predict.models import FAMILIES
 from health_predict.release import NAME
 from health_predict.release_records import ReleaseRecords
 from health_predict.settings import Settings
+from health_predict.store import open_store
 from health_predict.tracking import Registry, RegistryError
 from health_predict.verification import LOAD_REQUESTS
 from health_predict_tests.serving import loaded
@@ -57,11 +58,11 @@ class World:
         return self.run("ingest_batch", partition_key=batch)
 
     def registry(self) -> Registry:
-        return Registry(self.settings.tracking_uri, self.settings.var / "mlflow-artifacts")
+        return Registry(self.settings.tracking_uri, self.settings.artifacts)
 
     def ledger(self) -> list[Entry]:
         """Returns the entries, verified against the digest that the registry remembers."""
-        ledger = Ledger(self.settings.store / "ledger.jsonl")
+        ledger = Ledger(open_store(self.settings.store_uri))
         assert ledger.verify(self.registry().ledger_head()) == len(ledger.entries())
         return ledger.entries()
 
@@ -121,7 +122,7 @@ def test_the_drift_reference_holds_no_identifier(champion: World) -> None:
     version = champion.registry().champion()
     assert version is not None
     reference = champion.registry().reference(version)
-    initial = pd.read_parquet(champion.settings.store / "initial.parquet")
+    initial = pd.read_parquet(Path(champion.settings.store_uri) / "initial.parquet")
     assert schema.ENCOUNTER_ID not in reference
     assert not set(reference[schema.PATIENT]) & set(initial[schema.PATIENT])
 
@@ -144,7 +145,7 @@ def test_a_model_file_that_was_changed_is_not_loaded(champion: World) -> None:
 def test_a_test_side_patient_in_the_training_snapshot_fails_the_blocking_check(
     champion: World,
 ) -> None:
-    snapshot = pd.read_parquet(champion.settings.store / "training_set.parquet")
+    snapshot = pd.read_parquet(Path(champion.settings.store_uri) / "training_set.parquet")
     assert no_patient_on_two_sides(snapshot).passed
     moved = snapshot.copy()
     row = moved.index[moved[schema.SIDE] == "test"][0]
@@ -187,7 +188,7 @@ def test_the_champion_answers_with_the_score_of_its_pipeline(deployed: World) ->
     version = deployed.registry().champion()
     assert version is not None
     assert platform.served_version() == version.version
-    rows = pd.read_parquet(settings.store / "future.parquet").head(50)
+    rows = pd.read_parquet(Path(settings.store_uri) / "future.parquet").head(50)
     expected = deployed.registry().load(version).predict_proba(rows)[:, 1]
     for record, score in zip(rows[list(schema.INPUTS)].to_dict("records"), expected, strict=True):
         _, answer = platform.ask("/predict", record)
@@ -214,7 +215,7 @@ def test_the_ledger_tells_the_way_of_the_first_champion_to_its_port(deployed: Wo
 
 
 def test_the_release_is_on_record_with_its_digest_and_what_was_verified(deployed: World) -> None:
-    (record,) = ReleaseRecords(deployed.settings.releases).all()
+    (record,) = ReleaseRecords(open_store(deployed.settings.store_uri)).all()
     (event,) = events(deployed.instance, "readmission_deployment")
     assert record["outcome"] == "released"
     assert record["sentence"] == event.metadata["sentence"]
@@ -253,12 +254,12 @@ def test_a_batch_is_scored_watched_and_told(watched: World) -> None:
     assert first.drift.statistic > first.drift.threshold, "the synthetic cohort drifts at once"
     assert first.auc is not None
     assert "told apart" in first.reason
-    report = watched.settings.store / "drift_reports" / "batch-0001" / "report.html"
+    report = Path(watched.settings.store_uri) / "drift_reports" / "batch-0001" / "report.html"
     assert "<html" in report.read_text()[:2000].lower()
 
 
 def test_a_batch_that_is_ingested_again_changes_nothing(watched: World) -> None:
-    scores = watched.settings.store / "batch_predictions" / "batch-0001.parquet"
+    scores = Path(watched.settings.store_uri) / "batch_predictions" / "batch-0001.parquet"
     before = pd.read_parquet(scores)
     assert watched.run("ingest_batch", partition_key="batch-0001").success
     pd.testing.assert_frame_equal(pd.read_parquet(scores), before)
@@ -276,12 +277,14 @@ def retrained(watched: World) -> World:
 def test_a_retraining_learns_from_all_that_arrived_and_settles_the_alarms(
     retrained: World,
 ) -> None:
-    snapshot = pd.read_parquet(retrained.settings.store / "training_set.parquet")
+    snapshot = pd.read_parquet(Path(retrained.settings.store_uri) / "training_set.parquet")
     arrived = [
-        pd.read_parquet(retrained.settings.store / "future_batch" / f"batch-000{n}.parquet")
+        pd.read_parquet(
+            Path(retrained.settings.store_uri) / "future_batch" / f"batch-000{n}.parquet"
+        )
         for n in (1, 2)
     ]
-    initial = pd.read_parquet(retrained.settings.store / "initial.parquet")
+    initial = pd.read_parquet(Path(retrained.settings.store_uri) / "initial.parquet")
     assert len(snapshot) == len(initial) + sum(map(len, arrived))
     assert (snapshot[schema.SIDE] == splits.side(snapshot[schema.PATIENT])).all()
     assert not retrain_decision(retrained.instance, 0).requests
@@ -322,12 +325,12 @@ def test_a_refused_challenger_leaves_the_champion_and_runs_nothing_downstream(
 
 
 def test_no_identifier_is_written_where_people_look(retrained: World) -> None:
-    initial = pd.read_parquet(retrained.settings.store / "initial.parquet")
+    initial = pd.read_parquet(Path(retrained.settings.store_uri) / "initial.parquet")
     values = "|".join(str(v) for c in schema.IDENTIFIERS for v in initial[c].head(300))
     known = re.compile(rf"(?<![\d.])({values})(?![\d.])")  # not a part of some longer number
     looked_at: list[Path] = [
         *(retrained.settings.serving.glob("*.log")),
-        *(retrained.settings.store / "drift_reports").rglob("*.html"),
+        *(Path(retrained.settings.store_uri) / "drift_reports").rglob("*.html"),
         *(retrained.settings.var / "bentoml").rglob("*.json"),
     ]
     assert looked_at
@@ -366,7 +369,7 @@ def test_each_family_comes_from_the_search_to_the_answer_of_the_service(
         built = own.run("deploy", asset_selection=[dg.AssetKey("readmission_bento")])
         assert built.success
         folder = own.settings.bentoml_home / "models" / NAME / version.version
-        rows = pd.read_parquet(own.settings.store / "future.parquet").head(40)
+        rows = pd.read_parquet(Path(own.settings.store_uri) / "future.parquet").head(40)
         expected = own.registry().load(version).predict_proba(rows)[:, 1]
         records = rows[list(schema.INPUTS)].to_dict("records")
         with loaded(folder):
@@ -471,7 +474,7 @@ class Damaged:
         frame.to_csv(self.source, index=False)
 
     def scored(self, batch: str) -> Path:
-        return self.world.settings.store / "batch_predictions" / f"{batch}.parquet"
+        return Path(self.world.settings.store_uri) / "batch_predictions" / f"{batch}.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -526,7 +529,9 @@ def test_a_batch_that_is_mostly_broken_is_held_back_and_told_to_a_person(
 def test_a_batch_that_was_held_back_is_scored_once_its_source_is_mended(
     damaged: Damaged,
 ) -> None:
-    untouched = pd.read_parquet(damaged.world.settings.store / "future_batch/batch-0002.parquet")
+    untouched = pd.read_parquet(
+        Path(damaged.world.settings.store_uri) / "future_batch/batch-0002.parquet"
+    )
     damaged.write("batch-0002")
     assert damaged.world.run("refresh_data").success
     assert ingest(damaged, "batch-0001").success
@@ -535,5 +540,7 @@ def test_a_batch_that_was_held_back_is_scored_once_its_source_is_mended(
     assert len(mended & set(scored[schema.ENCOUNTER_ID])) > 0.9 * len(mended)
     assert not matured_decision(damaged.world.instance, 0).alert
     assert ingest(damaged, "batch-0002").success
-    again = pd.read_parquet(damaged.world.settings.store / "future_batch/batch-0002.parquet")
+    again = pd.read_parquet(
+        Path(damaged.world.settings.store_uri) / "future_batch/batch-0002.parquet"
+    )
     pd.testing.assert_frame_equal(again, untouched)

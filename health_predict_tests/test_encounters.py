@@ -15,6 +15,7 @@ import pytest
 
 from health_predict import encounters, schema
 from health_predict.encounters import DataError
+from health_predict.store import open_store
 
 ROWS = 40
 
@@ -246,35 +247,16 @@ def test_a_uci_archive_with_another_digest_is_refused(csv, monkeypatch):
             encounters.read("uci", rows=100, seed=0)
 
 
-@pytest.fixture
-def bucket(monkeypatch) -> Iterator[tuple[object, str]]:
-    """An S3 bucket of this machine: its client, and the query that leads pyarrow to it."""
-    boto3 = pytest.importorskip("boto3", reason="the s3 client is not installed")
-    pytest.importorskip("flask_cors", reason="moto[server] is not installed")
-    server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    client.create_bucket(Bucket="hospital")
-    yield client, f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
-
-
 def test_a_table_is_read_from_s3(bucket, csv, few):
-    client, query = bucket
-    client.put_object(Bucket="hospital", Key="in/table.csv", Body=csv.read_bytes())
-    frame, source = encounters.read(f"s3://hospital/in/table.csv{query}", rows=1, seed=0)
+    open_store(f"s3://{bucket}/in").write("table.csv", csv.read_bytes())
+    frame, source = encounters.read(f"s3://{bucket}/in/table.csv", rows=1, seed=0)
     pd.testing.assert_frame_equal(frame, few)
     assert source.sha256 == hashlib.sha256(csv.read_bytes()).hexdigest()
 
 
 def test_an_s3_object_that_is_not_there_is_named(bucket):
-    _, query = bucket
-    with pytest.raises(DataError, match=r"cannot read s3://hospital/in/absent\.csv"):
-        read(f"s3://hospital/in/absent.csv{query}")
+    with pytest.raises(DataError, match=rf"cannot read s3://{bucket}/in/absent\.csv"):
+        read(f"s3://{bucket}/in/absent.csv")
 
 
 # --- the contract --------------------------------------------------------------------------------

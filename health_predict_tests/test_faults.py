@@ -4,6 +4,7 @@ Ticks on a real instance; crashes under the real daemon are in `test_loop_faults
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import pandas as pd
@@ -182,16 +183,16 @@ def test_a_batch_that_met_an_unreachable_store_is_ingested_once_it_is_back(
     job = repository.get_job("ingest_batch")
     before = _champion(settings)
     instance.add_dynamic_partitions("batches", ["batch-0001"])
-    away = settings.store.rename(settings.store.with_name("away"))
-    settings.store.write_text("not a folder")  # what an unmounted share looks like
+    away = Path(settings.store_uri).rename(Path(settings.store_uri).with_name("away"))
+    Path(settings.store_uri).write_text("not a folder")  # what an unmounted share looks like
     try:
         failed = job.execute_in_process(
             instance=instance, partition_key="batch-0001", raise_on_error=False
         )
         assert not failed.success
     finally:
-        settings.store.unlink()
-        away.rename(settings.store)
+        Path(settings.store_uri).unlink()
+        away.rename(Path(settings.store_uri))
     (request,) = tick(repository, instance, "unfinished_batches").run_requests or []
     assert (request.partition_key, request.asset_selection) == ("batch-0001", None)
     assert request.tags["health_predict/attempt"] == "2"
@@ -213,7 +214,7 @@ def test_a_batch_keeps_the_champion_of_its_day_and_the_next_meets_one_moved_by_h
     def ingested(key: str) -> pd.DataFrame:
         instance.add_dynamic_partitions("batches", [key])
         assert job.execute_in_process(instance=instance, partition_key=key).success
-        return pd.read_parquet(settings.store / "batch_predictions" / f"{key}.parquet")
+        return pd.read_parquet(Path(settings.store_uri) / "batch_predictions" / f"{key}.parquet")
 
     before = ingested("batch-0003")
     source = MlflowClient(settings.tracking_uri).get_model_version(MODEL, first.version).source
@@ -232,7 +233,7 @@ def test_a_batch_keeps_the_champion_of_its_day_and_the_next_meets_one_moved_by_h
 
 
 def _registry(settings: Settings) -> Registry:
-    return Registry(settings.tracking_uri, settings.var / "mlflow-artifacts")
+    return Registry(settings.tracking_uri, settings.artifacts)
 
 
 def _champion(settings: Settings) -> str | None:

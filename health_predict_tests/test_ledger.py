@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import math
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from health_predict.cli import main
 from health_predict.ledger import Entry, Ledger, LedgerError
+from health_predict.store import Store, open_store
 from health_predict.tracking import Registry
 
 CHANGES: dict[str, Any] = {
@@ -34,12 +34,14 @@ CHANGES: dict[str, Any] = {
 }
 """What each field is changed to."""
 
+KEY = "ledger.jsonl"
+
 APPENDING = """
 import sys
-from pathlib import Path
 from health_predict.ledger import Ledger
+from health_predict.store import open_store
 
-ledger = Ledger(Path(sys.argv[1]))
+ledger = Ledger(open_store(sys.argv[1]))
 print("ready", flush=True)
 input()
 for number in range(int(sys.argv[3])):
@@ -68,9 +70,19 @@ def fill(ledger: Ledger) -> list[Entry]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEALTH_PREDICT_VAR", str(tmp_path))
+    monkeypatch.setenv("HEALTH_PREDICT_MLFLOW_TRACKING_URI", "")
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "store" / "ledger.jsonl")
+def ledger(store: Store) -> Ledger:
+    return Ledger(store)
+
+
+def content(ledger: Ledger) -> bytes:
+    return ledger.store.read(KEY)
 
 
 @pytest.fixture
@@ -79,9 +91,17 @@ def filled(ledger: Ledger) -> Ledger:
     return ledger
 
 
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Ledger:
+    """A filled ledger in a folder, for what does not depend on where it stands."""
+    ledger = Ledger(open_store(tmp_path / "store"))
+    fill(ledger)
+    return ledger
+
+
 def rewrite(ledger: Ledger, change: Callable[[list[str]], list[str]]) -> None:
-    lines = change(ledger.path.read_text().splitlines())
-    ledger.path.write_text("".join(f"{line}\n" for line in lines))
+    lines = change(content(ledger).decode().splitlines())
+    ledger.store.write(KEY, "".join(f"{line}\n" for line in lines).encode())
 
 
 def with_fields(line: str, **changed: Any) -> str:
@@ -101,10 +121,10 @@ def forged(lines: list[str]) -> list[str]:
     return [*lines[:4], with_own_digest(lines[4], previous=json.loads(lines[3])["digest"])]
 
 
-def appending(path: Path, who: str, entries: int) -> "subprocess.Popen[str]":
+def appending(ledger: Ledger, who: str, entries: int) -> "subprocess.Popen[str]":
     """Returns a process that is ready to append and waits for a line."""
     process = subprocess.Popen(
-        [sys.executable, "-c", APPENDING, str(path), who, str(entries)],
+        [sys.executable, "-c", APPENDING, ledger.store.uri, who, str(entries)],
         cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -130,24 +150,25 @@ def test_a_chain_is_read_as_it_was_written_and_verifies(ledger):
     assert (written[4].before, written[4].after) == ("1", "2")
 
 
-def test_a_ledger_without_entries_verifies_and_leaves_no_file(ledger):
+def test_a_ledger_without_entries_verifies_and_leaves_nothing(ledger):
     assert (ledger.entries(), ledger.verify()) == ([], 0)
-    assert not ledger.path.parent.exists()
+    assert ledger.store.keys() == []
 
 
 def test_what_was_remembered_of_a_ledger_that_is_gone_is_missed(filled):
     newest = filled.entries()[-1].digest
-    filled.path.unlink()
+    filled.store.remove(KEY)
     with pytest.raises(LedgerError, match="line 1 is missing"):
         filled.verify(newest)
 
 
 def test_a_copy_is_verified_where_nothing_can_be_written(filled, tmp_path):
-    copy = tmp_path / "evidence" / "ledger.jsonl"
-    copy.parent.mkdir()
-    copy.write_bytes(filled.path.read_bytes())
-    assert Ledger(copy).verify() == 5
-    assert list(copy.parent.iterdir()) == [copy]
+    evidence = tmp_path / "evidence"
+    evidence.mkdir()
+    (evidence / KEY).write_bytes(content(filled))
+    evidence.chmod(0o500)
+    assert Ledger(open_store(evidence)).verify() == 5
+    assert [path.name for path in evidence.iterdir()] == [KEY]
 
 
 def test_a_digest_is_that_of_the_canonical_json_whatever_the_order_of_the_facts(ledger):
@@ -163,22 +184,22 @@ def test_a_digest_is_that_of_the_canonical_json_whatever_the_order_of_the_facts(
 def test_text_beyond_ascii_and_with_newlines_stays_one_line(ledger):
     ledger.append("approval", who="Zoë Müller", why="Read:\nall\u2028of it \U0001f600.")
     assert ledger.entries()[0].why == "Read:\nall\u2028of it \U0001f600."
-    assert ledger.verify() == len(ledger.path.read_bytes().splitlines()) == 1
-    assert ledger.path.read_bytes().isascii()
+    assert ledger.verify() == len(content(ledger).splitlines()) == 1
+    assert content(ledger).isascii()
 
 
 @pytest.mark.parametrize("line", [1, 3, 5])
 @pytest.mark.parametrize("name", [field.name for field in fields(Entry)])
-def test_a_changed_field_is_found_and_its_line_named(filled, name, line):
-    original = filled.lines()[line - 1].decode()
+def test_a_changed_field_is_found_and_its_line_named(on_disk, name, line):
+    original = on_disk.lines()[line - 1].decode()
     has_it_already = json.loads(original)[name] == CHANGES[name]
     value = "7" if has_it_already else CHANGES[name]
     rewrite(
-        filled,
+        on_disk,
         lambda lines: [*lines[: line - 1], with_fields(original, **{name: value}), *lines[line:]],
     )
     with pytest.raises(LedgerError, match=rf"line {line} .*restore"):
-        filled.verify()
+        on_disk.verify()
 
 
 @pytest.mark.parametrize(
@@ -240,10 +261,10 @@ def test_entries_may_follow_the_one_that_was_remembered(filled):
 
 def test_an_entry_is_not_chained_to_a_line_that_was_changed(filled):
     rewrite(filled, lambda lines: [*lines[:4], lines[4].replace("Live", "Dead")])
-    tampered = filled.path.read_bytes()
+    tampered = content(filled)
     with pytest.raises(LedgerError, match="line 5 was changed"):
         filled.append("release", who="w", why="y")
-    assert filled.path.read_bytes() == tampered
+    assert content(filled) == tampered
 
 
 def test_an_entry_is_not_chained_where_a_line_is_missing_before(filled):
@@ -253,7 +274,7 @@ def test_an_entry_is_not_chained_where_a_line_is_missing_before(filled):
 
 
 def test_two_processes_append_to_one_chain_at_once(ledger):
-    processes = [appending(ledger.path, who, 100) for who in ("one", "other")]
+    processes = [appending(ledger, who, 100) for who in ("one", "other")]
     for process in processes:
         go(process)
     digests = [set(process.communicate(timeout=60)[0].split()) for process in processes]
@@ -267,7 +288,7 @@ def test_two_processes_append_to_one_chain_at_once(ledger):
 
 
 def test_a_reader_meets_no_half_written_line_while_another_writes(ledger):
-    with appending(ledger.path, "one", 200) as process:
+    with appending(ledger, "one", 200) as process:
         go(process)
         counts = [0]
         while process.poll() is None:
@@ -278,7 +299,7 @@ def test_a_reader_meets_no_half_written_line_while_another_writes(ledger):
 
 
 def test_what_a_killed_writer_was_told_is_written_stays(ledger):
-    with appending(ledger.path, "killed", 100_000) as process:
+    with appending(ledger, "killed", 100_000) as process:
         go(process)
         assert process.stdout
         told = [process.stdout.readline().strip() for _ in range(20)]
@@ -289,49 +310,24 @@ def test_what_a_killed_writer_was_told_is_written_stays(ledger):
 
 
 @pytest.mark.parametrize("left", [1, 40, -1])
-def test_a_line_a_killed_writer_left_is_named_then_moved_aside_by_the_next_entry(
-    filled, caplog, left
-):
-    line = filled.lines()[-1]
-    written = filled.path.read_bytes()
-    filled.path.write_bytes(written + line[:left])
-    with pytest.raises(LedgerError, match=r"line 6 is unfinished.*the next entry moves it aside"):
-        filled.verify()
-    assert len(filled.entries()) == 5
-
-    with caplog.at_level(logging.WARNING):
-        entry = filled.append("release", who="w", why="y")
-
-    assert "line 6 was left unfinished" in caplog.text
-    assert (entry.number, filled.verify()) == (6, 6)
-    assert filled.path.read_bytes().startswith(written)
-    assert filled.path.with_name("ledger.jsonl.torn").read_bytes() == line[:left] + b"\n"
-
-
-def test_what_was_left_of_the_first_line_is_moved_aside(ledger):
-    ledger.path.parent.mkdir()
-    ledger.path.write_bytes(b'{"after":null,"at')
-    assert ledger.append("registration", who="w", why="y").number == 1
-    assert ledger.verify() == 1
-
-
-def test_lines_moved_aside_are_all_kept(filled):
-    for start in (b'{"after":"1', b'{"after":"2'):
-        with filled.path.open("ab") as file:
-            file.write(start)
-        filled.append("verdict", who="w", why="y")
-    torn = filled.path.with_name("ledger.jsonl.torn")
-    assert torn.read_bytes() == b'{"after":"1\n{"after":"2\n'
-    assert filled.verify() == 7
+def test_a_line_that_was_cut_is_named_and_nothing_is_chained_to_it(filled, left):
+    whole = content(filled)
+    filled.store.write(KEY, whole + filled.lines()[-1][:left])
+    for look in (filled.verify, filled.entries):
+        with pytest.raises(LedgerError, match=r"line 6 is not JSON.*restore the ledger"):
+            look()
+    with pytest.raises(LedgerError, match="line 6 is not JSON"):
+        filled.append("release", who="w", why="y")
+    assert content(filled).startswith(whole)
+    assert len(content(filled).splitlines()) == 6
 
 
 def test_a_last_line_that_lacks_only_its_newline_is_an_entry(filled):
     newest = filled.entries()[-1].digest
-    filled.path.write_bytes(filled.path.read_bytes()[:-1])
+    filled.store.write(KEY, content(filled)[:-1])
     assert filled.verify(newest) == 5
     assert filled.append("release", who="w", why="y").previous == newest
     assert filled.verify(newest) == 6
-    assert not filled.path.with_name("ledger.jsonl.torn").exists()
 
 
 @pytest.mark.parametrize("name", ["encounter_id", "patient_nbr"])
@@ -347,7 +343,7 @@ def test_identifiers_are_refused_wherever_they_stand_and_not_repeated(ledger, na
     with pytest.raises(LedgerError, match=f"has the key {name}") as raised:
         ledger.append("verdict", who="w", why="y", facts=nest({name: 8222157}))
     assert "8222157" not in str(raised.value)
-    assert not ledger.path.exists()
+    assert ledger.store.keys() == []
 
 
 @pytest.mark.parametrize(
@@ -364,7 +360,7 @@ def test_identifiers_are_refused_wherever_they_stand_and_not_repeated(ledger, na
 def test_facts_that_are_no_json_are_refused_by_their_place(ledger, facts, words):
     with pytest.raises(LedgerError, match=words):
         ledger.append("verdict", who="w", why="y", facts=facts)
-    assert not ledger.path.exists()
+    assert ledger.store.keys() == []
 
 
 @pytest.mark.parametrize(
@@ -379,16 +375,16 @@ def test_facts_that_are_no_json_are_refused_by_their_place(ledger, facts, words)
 def test_an_entry_says_what_who_and_why(ledger, given, words):
     with pytest.raises(LedgerError, match=words):
         ledger.append(**{"kind": "verdict", "who": "w", "why": "y", **given})
-    assert not ledger.path.exists()
+    assert ledger.store.keys() == []
 
 
-def run(folder: Path, *arguments: str) -> Result:
-    environment = {"HEALTH_PREDICT_VAR": str(folder), "HEALTH_PREDICT_MLFLOW_TRACKING_URI": ""}
+def run(ledger: Ledger, *arguments: str) -> Result:
+    environment = {"HEALTH_PREDICT_STORE": ledger.store.uri}
     return CliRunner().invoke(main, ["ledger", *arguments], env=environment)
 
 
-def test_the_command_shows_the_entries_and_verifies(filled, tmp_path):
-    shown = run(tmp_path)
+def test_the_command_shows_the_entries_and_verifies(filled):
+    shown = run(filled)
     assert shown.exit_code == 0
     for words in (
         "dagster run 1a2b3c4d",
@@ -400,33 +396,33 @@ def test_the_command_shows_the_entries_and_verifies(filled, tmp_path):
         assert words in shown.stdout
 
 
-def test_the_command_shows_the_newest_entries_and_verifies_all(filled, tmp_path):
-    shown = run(tmp_path, "--tail", "1")
+def test_the_command_shows_the_newest_entries_and_verifies_all(filled):
+    shown = run(filled, "--tail", "1")
     assert "Live and verified." in shown.stdout
     assert "Subgroups" not in shown.stdout
     assert "5 entries, chain verified" in shown.stdout
 
 
-def test_the_command_prints_the_lines_as_they_are(filled, tmp_path):
-    assert run(tmp_path, "--json").stdout_bytes == filled.path.read_bytes()
-    shown = run(tmp_path, "--json", "--tail", "2")
+def test_the_command_prints_the_lines_as_they_are(filled):
+    assert run(filled, "--json").stdout_bytes == content(filled)
+    shown = run(filled, "--json", "--tail", "2")
     assert shown.stdout_bytes.splitlines() == filled.lines()[-2:]
     assert "5 entries, chain verified" in shown.stderr
 
 
-def test_the_command_fails_naming_the_line_that_was_changed(filled, tmp_path):
+def test_the_command_fails_naming_the_line_that_was_changed(filled):
     rewrite(
         filled, lambda lines: [*lines[:3], lines[3].replace("A. Person", "B. Person"), lines[4]]
     )
-    shown = run(tmp_path)
+    shown = run(filled)
     assert shown.exit_code == 1
     assert "B. Person" in shown.stdout
     assert "line 4 was changed" in shown.stderr
     assert "chain verified" not in shown.output
 
 
-def test_without_a_ledger_the_command_says_how_to_get_one(tmp_path):
-    shown = run(tmp_path)
+def test_without_a_ledger_the_command_says_how_to_get_one(ledger, tmp_path):
+    shown = run(ledger)
     assert shown.exit_code == 1
     assert "make demo" in shown.stderr
     assert list(tmp_path.iterdir()) == []
@@ -436,8 +432,8 @@ def test_the_command_misses_what_mlflow_remembers(filled, tmp_path, monkeypatch)
     newest = filled.entries()[-1].digest
     Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlflow-artifacts")
     monkeypatch.setattr(Registry, "ledger_head", lambda registry: newest, raising=False)
-    assert "5 entries, chain verified.\n" in run(tmp_path).stdout
+    assert "5 entries, chain verified.\n" in run(filled).stdout
     rewrite(filled, lambda lines: lines[:-1])
-    shown = run(tmp_path)
+    shown = run(filled)
     assert shown.exit_code == 1
     assert "line 5 is missing" in shown.stderr

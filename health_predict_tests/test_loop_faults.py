@@ -286,7 +286,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
                 },
             )
         )
-        registry = Registry(settings.tracking_uri, settings.var / "mlflow-artifacts")
+        registry = Registry(settings.tracking_uri, settings.artifacts)
         loop = Loop(settings, instance, group, registry)
         loop.start()
         (first,) = loop.until(lambda: runs(instance, "bootstrap"), "the first training begins")
@@ -379,7 +379,7 @@ def test_a_backfill_of_a_range_ingests_it_and_again_changes_nothing(loop: Loop) 
     keys = ("batch-0001", "batch-0002")
     loop.instance.add_dynamic_partitions("batches", list(keys))
     backfill(loop, *keys)
-    folder = loop.settings.store / "batch_predictions"
+    folder = Path(loop.settings.store_uri) / "batch_predictions"
     kept = {key: pd.read_parquet(folder / f"{key}.parquet") for key in keys}
     backfill(loop, *keys)
     for key, frame in kept.items():

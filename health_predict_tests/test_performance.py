@@ -49,7 +49,7 @@ class World:
         return result
 
     def path(self, asset: str, key: str) -> Path:
-        return self.settings.store / asset / f"{key}.parquet"
+        return Path(self.settings.store_uri) / asset / f"{key}.parquet"
 
     def frame(self, asset: str, key: str) -> pd.DataFrame:
         return pd.read_parquet(self.path(asset, key))

@@ -1,6 +1,7 @@
 """Served traffic becomes batches: cut once, read again as it was, watched like what arrives."""
 
 import dataclasses
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from health_predict.defs.partitions import (
 from health_predict.defs.traffic import MOST_OPEN, decide_cut, decide_traffic, past_help
 from health_predict.prediction_log import VERIFICATION, PredictionLog
 from health_predict.settings import Settings
+from health_predict.store import Store, open_store
 
 ROWS = 1_000
 BROKEN = {"change": "Ch", "diabetesMed": "No"}
@@ -146,8 +148,12 @@ class World:
     def partitions(self) -> list[str]:
         return list(self.instance.get_dynamic_partitions("batches"))
 
+    @property
+    def store(self) -> Store:
+        return open_store(self.settings.store_uri)
+
     def stored(self, asset: str, key: str) -> pd.DataFrame:
-        return pd.read_parquet(self.settings.store / asset / f"{key}.parquet")
+        return pd.read_parquet(Path(self.settings.store_uri) / asset / f"{key}.parquet")
 
 
 def build(var: Path, instance: dg.DagsterInstance) -> World:
@@ -198,7 +204,7 @@ def test_before_there_is_a_champion_no_slice_is_cut(tmp_path: Path) -> None:
         empty = build(tmp_path / "var", instance)
         log_rows(empty.settings, EXAMPLES)
         assert empty.requested() == []
-        assert served.slices(empty.settings.served) == []
+        assert served.slices(empty.store) == []
 
 
 def test_a_tick_cuts_a_slice_and_the_next_one_asks_for_the_same_run(fresh: World) -> None:
@@ -207,7 +213,7 @@ def test_a_tick_cuts_a_slice_and_the_next_one_asks_for_the_same_run(fresh: World
     assert asked == [("served-0001", "ingest_batch:served-0001:1")]
     assert fresh.partitions() == ["served-0001"]
     assert fresh.requested() == asked
-    assert [one.key for one in served.slices(fresh.settings.served)] == ["served-0001"]
+    assert served.slices(fresh.store) == ["served-0001"]
 
 
 def test_a_tick_that_was_killed_after_the_cut_is_made_up_for(fresh: World) -> None:
@@ -231,34 +237,32 @@ def test_every_prediction_is_in_one_slice_and_requests_of_roll_outs_are_in_none(
                 log.add(VERIFICATION, "1", 0.5, schema.EXAMPLE)
         log.close()
         fresh.tick()
-    cut = served.slices(fresh.settings.served)
+    cut = [served.find(fresh.store, key) for key in served.slices(fresh.store)]
     assert [one.rows for one in cut] == [ROWS] * 3
     assert sum(one.left_out for one in cut) == 60
-    kept = [
-        row["request_id"] for one in cut for row in served._rows(fresh.settings.served, one.key)
-    ]
+    kept = [row["request_id"] for one in cut for row in served._rows(fresh.store, one.key)]
     assert sorted(kept) == sorted(ids)
 
 
-def test_a_slice_is_never_cut_twice(tmp_path: Path) -> None:
+def test_a_slice_is_never_cut_twice(tmp_path: Path, store: Store) -> None:
     settings = Settings(var=tmp_path / "var")
     log_rows(settings, EXAMPLES)
     assert settings.predictions is not None
     what = served.waiting(settings.predictions, None, ROWS)
-    served.cut(settings.served, "served-0001", what)
+    served.cut(store, "served-0001", what)
     with pytest.raises(served.SliceError, match="cut once"):
-        served.cut(settings.served, "served-0001", what)
+        served.cut(store, "served-0001", what)
 
 
-def test_a_slice_that_was_changed_is_refused(tmp_path: Path) -> None:
+def test_a_slice_that_was_changed_is_refused(tmp_path: Path, store: Store) -> None:
     settings = Settings(var=tmp_path / "var")
     log_rows(settings, EXAMPLES)
     assert settings.predictions is not None
-    served.cut(settings.served, "served-0001", served.waiting(settings.predictions, None, ROWS))
-    path = settings.served / "served-0001.jsonl"
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    served.cut(store, "served-0001", served.waiting(settings.predictions, None, ROWS))
+    kept = store.read("served/served-0001.jsonl")
+    store.write("served/served-0001.jsonl", b"\n".join(kept.splitlines()[:-1]))
     with pytest.raises(served.SliceError, match="holds 999 rows and was cut with 1000"):
-        served.table(settings.served, "served-0001")
+        served.table(store, "served-0001")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +276,7 @@ def test_a_slice_that_was_changed_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_served_row_that_breaks_the_contract_is_in_quarantine_with_its_reason(
-    tmp_path: Path, change: dict[str, Any], reason: str
+    tmp_path: Path, change: dict[str, Any], reason: str, store: Store
 ) -> None:
     settings = Settings(var=tmp_path / "var")
     rows: list[dict[str, Any]] = [dict(schema.EXAMPLE) for _ in range(ROWS)]
@@ -280,8 +284,8 @@ def test_a_served_row_that_breaks_the_contract_is_in_quarantine_with_its_reason(
     assert settings.predictions is not None
     what = served.waiting(settings.predictions, None, ROWS)
     what.rows[7] |= change
-    served.cut(settings.served, "served-0001", what)
-    frame, broken = served.table(settings.served, "served-0001")
+    served.cut(store, "served-0001", what)
+    frame, broken = served.table(store, "served-0001")
     assert len(frame) == ROWS - 1
     (told,) = broken["reason"]
     assert told.startswith(reason)
@@ -290,14 +294,14 @@ def test_a_served_row_that_breaks_the_contract_is_in_quarantine_with_its_reason(
 
 
 def test_served_rows_are_typed_as_arriving_ones_and_are_nobodys(
-    tmp_path: Path, cohort: pd.DataFrame
+    tmp_path: Path, cohort: pd.DataFrame, store: Store
 ) -> None:
     settings = Settings(var=tmp_path / "var")
     sent = cohort[list(schema.INPUTS)].head(ROWS)
     log_rows(settings, sent.to_dict("records"))
     assert settings.predictions is not None
-    served.cut(settings.served, "served-0001", served.waiting(settings.predictions, None, ROWS))
-    frame, broken = served.table(settings.served, "served-0001")
+    served.cut(store, "served-0001", served.waiting(settings.predictions, None, ROWS))
+    frame, broken = served.table(store, "served-0001")
     assert broken.empty
     shared = [*schema.IDENTIFIERS, *schema.INPUTS, schema.POSITION]
     assert list(frame.columns) == [*shared, served.PROBABILITY, served.VERSION]
@@ -319,7 +323,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made = build(tmp_path_factory.mktemp("served") / "var", instance)
         bootstrap = made.repository.get_job("bootstrap")
         assert bootstrap.execute_in_process(instance=instance).success
-        rows = pd.read_parquet(made.settings.store / "initial.parquet").tail(ROWS)
+        rows = pd.read_parquet(Path(made.settings.store_uri) / "initial.parquet").tail(ROWS)
         usual: list[dict[str, Any]] = rows[list(schema.INPUTS)].to_dict("records")
         broken = [row | BROKEN if n < 10 else row for n, row in enumerate(usual)]
         moved = [row | {"admission_type_id": 1, "admission_source_id": 7} for row in usual]
@@ -349,7 +353,7 @@ def test_a_slice_becomes_a_batch_with_the_scores_that_were_served(watched: World
     assert set(scored["model_version"]) == {"1"}
     (event,) = events(watched.instance, "future_batch")
     assert event.metadata["quarantined"] == 10
-    kept = pd.read_parquet(watched.settings.served / "quarantine-served-0001.parquet")
+    kept = pd.read_parquet(io.BytesIO(watched.store.read("served/quarantine-served-0001.parquet")))
     assert set(kept["reason"]) == {"a drug was changed though none was given"}
 
 
@@ -404,13 +408,13 @@ def test_a_slice_that_was_never_cut_cannot_be_materialised(watched: World) -> No
 
 
 def test_nothing_is_learned_from_served_traffic_and_the_story_goes_on(watched: World) -> None:
-    initial = pd.read_parquet(watched.settings.store / "initial.parquet")
+    initial = pd.read_parquet(Path(watched.settings.store_uri) / "initial.parquet")
     retrain = watched.repository.get_job("retrain")
     result = retrain.execute_in_process(
         instance=watched.instance, asset_selection=[dg.AssetKey("training_set")]
     )
     assert result.success
-    snapshot = pd.read_parquet(watched.settings.store / "training_set.parquet")
+    snapshot = pd.read_parquet(Path(watched.settings.store_uri) / "training_set.parquet")
     assert len(snapshot) == len(initial)
     assert (snapshot[schema.PATIENT] > 0).all()
     assert story.tell(watched.instance).batches == []

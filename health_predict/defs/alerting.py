@@ -38,6 +38,7 @@ from health_predict.defs.jobs import JOBS
 from health_predict.defs.partitions import is_served
 from health_predict.defs.retraining import Patience
 from health_predict.settings import Settings
+from health_predict.store import open_store
 
 # Whatever is older was decided upon long ago; a tick must not read ten thousand batches.
 _NEWEST = 100
@@ -133,7 +134,7 @@ def _ended_well(instance: dg.DagsterInstance, subject: str) -> bool:
 
 def alerting(settings: Settings) -> list[Any]:
     """Returns the sensors that tell a person, their cadence as the settings say."""
-    outbox = Outbox(settings.alerts, channels(settings))
+    outbox = Outbox(open_store(settings.store_uri), channels(settings))
     dagit = Dagit(settings.dagit_url.rstrip("/"))
     silent = dg.SkipReason(
         "No channel is configured: nothing is told. Set HEALTH_PREDICT_ALERT_WEBHOOK or "

@@ -11,7 +11,8 @@ from health_predict import schema, served, splits
 from health_predict.defs.facts import HELD_BACK
 from health_predict.defs.partitions import batch_number, batches, is_served
 from health_predict.defs.recording import latest_metadata
-from health_predict.defs.resources import Arrival, EncounterSource, ServedTraffic
+from health_predict.defs.resources import Arrival, EncounterSource
+from health_predict.store import Store
 
 OWNERS = ["team:ml-platform"]
 # Any readmission moves from .37 to .54 within the published data, within 30 days about .11.
@@ -42,7 +43,7 @@ def raw_encounters(
     Read from the setting `HEALTH_PREDICT_DATA`. Its source and digest go with every model that
     learns from it; a synthetic cohort is called synthetic wherever its figures show.
     """
-    raw, origin = source.read()
+    raw, origin = source.read(context.log.info)
     context.log.info(f"{len(raw):,} rows from {origin.name} ({origin.caption})")
     return dg.MaterializeResult(
         value=raw,
@@ -179,7 +180,7 @@ def future_batch(
     quarantine: pd.DataFrame,
     arrival: Arrival,
     source: EncounterSource,
-    traffic: ServedTraffic,
+    store: dg.ResourceParam[Store],
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """One batch of encounters, in order of arrival.
 
@@ -192,7 +193,7 @@ def future_batch(
     key = context.partition_key
     facts: dict[str, Any] = {}
     if is_served(key):
-        rows, frame, broken, facts = _served(traffic, key)
+        rows, frame, broken, facts = _served(store, key)
     else:
         span = _calendar(context.instance, arrival).span(batch_number(key))
         rows = len(span)
@@ -213,20 +214,18 @@ def future_batch(
     )
 
 
-def _served(
-    traffic: ServedTraffic, key: str
-) -> tuple[int, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+def _served(store: Store, key: str) -> tuple[int, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Returns rows, the batch, its quarantine and what is known of a slice of served traffic."""
-    cut = served.find(traffic.folder, key)
-    frame, broken = served.table(traffic.folder, key)
-    kept = served.keep_quarantine(traffic.folder, key, broken)
+    cut = served.find(store, key)
+    frame, broken = served.table(store, key)
+    kept = served.keep_quarantine(store, key, broken)
     facts = {
         "served_from": cut.first,
         "served_until": cut.last,
         "requests_of_roll_outs": cut.left_out,
         "unreadable_lines": cut.skipped,
         "torn_files": cut.torn,
-        "quarantine": dg.MetadataValue.path(str(kept)),
+        "quarantine": dg.MetadataValue.path(kept),
     }
     return cut.rows, frame, broken, facts
 

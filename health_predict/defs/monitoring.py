@@ -1,6 +1,8 @@
 """Group `monitoring`: how what arrived was scored, and whether it drifted."""
 
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dagster as dg
@@ -15,6 +17,7 @@ from health_predict.defs.resources import DriftWatch, SearchBudget
 from health_predict.drift import DriftSummary, detect
 from health_predict.evidently_report import write_report
 from health_predict.served import PROBABILITY, VERSION
+from health_predict.store import Store
 from health_predict.tracking import ModelVersion, Registry
 
 
@@ -82,6 +85,7 @@ def drift_report(
     registry: dg.ResourceParam[Registry],
     budget: SearchBudget,
     watch: DriftWatch,
+    store: dg.ResourceParam[Store],
 ) -> dg.MaterializeResult[DriftSummary]:
     """Whether a batch still comes from the world the champion learned from.
 
@@ -109,23 +113,26 @@ def drift_report(
         major=watch.major,
         seed=budget.seed,
     )
-    page = write_report(
-        reference,
-        future_batch,
-        watch.folder(context.partition_key),
-        reference_probabilities=before,
-        batch_probabilities=now,
-        threshold=champion.facts["threshold"],
-        with_labels=schema.LABEL in future_batch,
-        seed=budget.seed,
-    )
-    run_id = registry.log_monitoring(
-        context.partition_key,
-        "drift",
-        metrics=_metrics(summary),
-        files=[page.path],
-        tags={"champion_version": champion.version, "severity": summary.severity},
-    )
+    kept = f"drift_reports/{context.partition_key}/report.html"
+    with TemporaryDirectory() as folder:
+        page = write_report(
+            reference,
+            future_batch,
+            Path(folder, context.partition_key),
+            reference_probabilities=before,
+            batch_probabilities=now,
+            threshold=champion.facts["threshold"],
+            with_labels=schema.LABEL in future_batch,
+            seed=budget.seed,
+        )
+        store.write(kept, page.path.read_bytes())
+        run_id = registry.log_monitoring(
+            context.partition_key,
+            "drift",
+            metrics=_metrics(summary),
+            files=[page.path],
+            tags={"champion_version": champion.version, "severity": summary.severity},
+        )
     context.log.info(summary.sentence)
     return dg.MaterializeResult(
         value=summary,
@@ -143,7 +150,7 @@ def drift_report(
             "columns": dg.MetadataValue.table([_row(column) for column in summary.columns]),
             "told_apart_by": dg.MetadataValue.json(summary.shares),
             "evidently_drifted_share": page.drifted_share,
-            "evidently_report": dg.MetadataValue.url(page.path.as_uri()),
+            "evidently_report": dg.MetadataValue.url(store.link(kept)),
             "mlflow_run_id": run_id,
         },
     )

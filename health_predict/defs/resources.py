@@ -1,6 +1,5 @@
 """Resources: each returns a plain object of the pure half, one definition with a local twin."""
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import dagster as dg
 from pydantic import SecretStr
 
+from health_predict.download import Say
 from health_predict.encounters import Source, read
 from health_predict.ledger import Ledger
 from health_predict.local_platform import LocalPlatform
@@ -22,6 +22,7 @@ from health_predict.schema import LabelName
 from health_predict.separation import Chance, chance
 from health_predict.settings import ROOT, Settings
 from health_predict.splits import Calendar
+from health_predict.store import Store, open_store
 
 
 class EncounterSource(dg.ConfigurableResource):
@@ -32,10 +33,12 @@ class EncounterSource(dg.ConfigurableResource):
     label: str
     seed: int
     largest_quarantine: float
+    downloads: str
 
-    def read(self) -> tuple[Any, Source]:
+    def read(self, say: Say) -> tuple[Any, Source]:
         """Returns the raw table and its source; see `encounters.read`."""
-        return read(self.data, rows=self.rows, seed=self.seed)
+        folder = Path(self.downloads)
+        return read(self.data, rows=self.rows, seed=self.seed, downloads=folder, say=say)
 
     @property
     def label_name(self) -> LabelName:
@@ -84,26 +87,32 @@ class Gate(dg.ConfigurableResource):
     oldest_champion_days: float
 
 
-class LedgerFile(dg.ConfigurableResource):
+class StoreAt(dg.ConfigurableResource):
+    """Where what passes between assets, and what is told of them, is kept."""
+
+    uri: str
+
+    def create_resource(self, context: dg.InitResourceContext) -> Store:
+        """Returns the store."""
+        return open_store(self.uri)
+
+
+class LedgerIn(dg.ConfigurableResource):
     """The ledger of everything that happened to models."""
 
-    path: str
+    store: str
 
     def create_resource(self, context: dg.InitResourceContext) -> Ledger:
         """Returns the ledger."""
-        return Ledger(Path(self.path))
+        return Ledger(open_store(self.store))
 
 
 class DriftWatch(dg.ConfigurableResource):
-    """How drift is watched: the false alarm rate, what is major, where reports are kept."""
+    """How drift is watched: the false alarm rate, and what is major."""
 
     false_alarm_rate: float
     major: float
-    root: str
-
-    def folder(self, partition: str) -> Path:
-        """Returns the folder of a batch's report."""
-        return Path(self.root, partition).absolute()
+    store: str
 
     def chance(self, version: str, reference: Any, batch_rows: int, seed: int) -> Chance:
         """Returns how far chance takes the statistic; drawn once a version and size of batch.
@@ -112,26 +121,13 @@ class DriftWatch(dg.ConfigurableResource):
         depends on the size. Of several runs that need it at a time one draws, the others wait.
         """
         size = round(log2(min(batch_rows, 1_024)))
-        path = Path(self.root, "chance", f"version-{version}-rows-{2**size}-seed-{seed}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(asdict(chance(reference, batch_rows, seed=seed))))
-                partial.replace(path)
-        return Chance(**json.loads(path.read_text()))
-
-
-class ServedTraffic(dg.ConfigurableResource):
-    """The slices that were cut off the prediction log."""
-
-    root: str
-
-    @property
-    def folder(self) -> Path:
-        """Where they are kept."""
-        return Path(self.root)
+        store = open_store(self.store)
+        key = f"drift_reports/chance/version-{version}-rows-{2**size}-seed-{seed}.json"
+        with store.locked(key):
+            if not store.exists(key):
+                drawn = chance(reference, batch_rows, seed=seed)
+                store.write(key, json.dumps(asdict(drawn)).encode())
+        return Chance(**json.loads(store.read(key)))
 
 
 class Mlflow(dg.ConfigurableResource):
@@ -149,7 +145,7 @@ class Mlflow(dg.ConfigurableResource):
         """Yields dagster-mlflow's `MlFlow`: mlflow's own functions on the run's MLflow run."""
         from health_predict.experiments import experiment_run
 
-        with experiment_run(self.mlflow_tracking_uri, Path(self.artifacts), context) as mlflow:
+        with experiment_run(self.mlflow_tracking_uri, self.artifacts, context) as mlflow:
             yield mlflow
 
 
@@ -163,7 +159,7 @@ class ModelRegistry(dg.ConfigurableResource):
         """Returns a `tracking.Registry`."""
         from health_predict.tracking import Registry
 
-        return Registry(self.tracking_uri, Path(self.artifacts))
+        return Registry(self.tracking_uri, self.artifacts)
 
 
 class LocalServing(dg.ConfigurableResource):
@@ -183,7 +179,7 @@ class ClusterServing(dg.ConfigurableResource):
     """The service in a cluster."""
 
     bentoml_home: str
-    records: str
+    store: str
     overlay: str
     namespace: str
     context: str
@@ -216,7 +212,7 @@ class ClusterServing(dg.ConfigurableResource):
                 create=self.create_repository,
             ),
             repository=self.repository,
-            records=Path(self.records),
+            records=ReleaseRecords(open_store(self.store)),
             engine=self.engine,
             base_image=self.base_image,
             source=self.source,
@@ -228,11 +224,11 @@ class ClusterServing(dg.ConfigurableResource):
 class Releases(dg.ConfigurableResource):
     """The records of releases."""
 
-    folder: str
+    store: str
 
     def create_resource(self, context: dg.InitResourceContext) -> ReleaseRecords:
         """Returns the records."""
-        return ReleaseRecords(Path(self.folder))
+        return ReleaseRecords(open_store(self.store))
 
 
 def _secret(given: SecretStr | None) -> str:
@@ -249,7 +245,7 @@ def _serving(settings: Settings) -> dg.ConfigurableResource:
     folder = ROOT / "k8s" / "overlays" / settings.overlay
     return ClusterServing(
         bentoml_home=str(settings.bentoml_home),
-        records=str(settings.releases),
+        store=settings.store_uri,
         overlay=str(folder if folder.is_dir() else settings.overlay),
         namespace=settings.namespace,
         context=settings.kube_context,
@@ -269,15 +265,17 @@ def resources(settings: Settings) -> dict[str, Any]:
     """Returns every resource of the code location by name."""
     from health_predict.defs.io_managers import StoreIOManager
 
-    artifacts = str(settings.var / "mlflow-artifacts")
+    store, artifacts = settings.store_uri, settings.artifacts
     return {
-        "io_manager": StoreIOManager(root=str(settings.store)),
+        "io_manager": StoreIOManager(uri=store),
+        "store": StoreAt(uri=store),
         "source": EncounterSource(
             data=settings.data,
             rows=settings.rows,
             label=settings.label,
             seed=settings.seed,
             largest_quarantine=settings.largest_quarantine,
+            downloads=str(settings.var / "downloads"),
         ),
         "arrival": Arrival(
             batch_rows=settings.batch_rows,
@@ -297,7 +295,7 @@ def resources(settings: Settings) -> dict[str, Any]:
             approval=settings.approval,
             oldest_champion_days=settings.oldest_champion,
         ),
-        "ledger": LedgerFile(path=str(settings.store / "ledger.jsonl")),
+        "ledger": LedgerIn(store=store),
         "mlflow": Mlflow(
             experiment_name="readmission",
             mlflow_tracking_uri=settings.tracking_uri,
@@ -306,10 +304,9 @@ def resources(settings: Settings) -> dict[str, Any]:
         "watch": DriftWatch(
             false_alarm_rate=settings.false_alarm_rate,
             major=settings.major_drift,
-            root=str(settings.store / "drift_reports"),
+            store=store,
         ),
-        "traffic": ServedTraffic(root=str(settings.served)),
         "registry": ModelRegistry(tracking_uri=settings.tracking_uri, artifacts=artifacts),
         "platform": _serving(settings),
-        "releases": Releases(folder=str(settings.releases)),
+        "releases": Releases(store=store),
     }

@@ -132,7 +132,7 @@ def readmission_deployment(
             **facts,
             "facts": dg.MetadataValue.json(deployment.facts),
             "url": dg.MetadataValue.url(f"{deployment.url}/model-info"),
-            "record": dg.MetadataValue.path(str(kept)),
+            "record": dg.MetadataValue.path(kept),
         },
     )
 

@@ -21,6 +21,7 @@ from health_predict.defs.facts import Run, latest, materialised, runs
 from health_predict.defs.jobs import ingest_batch
 from health_predict.defs.partitions import batches, served_key, served_number
 from health_predict.settings import Settings
+from health_predict.store import Store, open_store
 
 # A run takes seconds and traffic may bring a batch a second: more would only fill the run queue.
 MOST_OPEN = 3
@@ -110,15 +111,15 @@ def past_help(cut: Sequence[str], handled: Collection[str], runs: Sequence[Run])
 
 def cut_traffic(instance: dg.DagsterInstance, settings: Settings) -> Decision:
     """Cuts the next slice if there is one, and returns what is to be ingested."""
-    log, store = settings.predictions, settings.served
+    log, store = settings.predictions, open_store(settings.store_uri)
     if log is None:
         return Decision("No prediction log is written: HEALTH_PREDICT_PREDICTION_LOG is empty.")
     if latest(instance, "registered_model") is None:
         return Decision("No traffic is looked at before there is a champion to compare it with.")
-    keys = [one.key for one in served.slices(store)]
+    keys = served.slices(store)
     handled = materialised(instance, "drift_report")
     ingests = runs(instance, "ingest_batch")
-    news, fresh = _next(settings, log, keys, handled, past_help(keys, handled, ingests))
+    news, fresh = _next(settings, log, store, keys, handled, past_help(keys, handled, ingests))
     keys += [fresh] if fresh else []
     # Whatever was cut has its partition, also by a tick that was killed before it could say so.
     instance.add_dynamic_partitions(batches.name or "", keys)
@@ -128,18 +129,19 @@ def cut_traffic(instance: dg.DagsterInstance, settings: Settings) -> Decision:
 def _next(
     settings: Settings,
     log: Path,
+    store: Store,
     keys: Sequence[str],
     handled: Collection[str],
     helpless: Collection[str],
 ) -> tuple[str, str | None]:
     """Cuts the next slice; returns what is said of it, and its key if there is one."""
     rows = settings.served_batch_rows
-    newest = served.find(settings.served, keys[-1]) if keys else None
+    newest = served.find(store, keys[-1]) if keys else None
     waiting = served.waiting(log, newest, rows)
     news, fresh = decide_cut(keys, handled, helpless, len(waiting.rows), rows)
     if fresh is None:
         return news, None
-    made = served.cut(settings.served, fresh, waiting)
+    made = served.cut(store, fresh, waiting)
     behind = time.time() - datetime.fromisoformat(made.last).timestamp()
     if behind > _FAR_BEHIND_SECONDS:
         news += (
