@@ -27,6 +27,7 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
         from health_predict.ledger import LedgerError
         from health_predict.loop import LoopError
         from health_predict.processes import ProcessError
+        from health_predict.store import StoreError
 
         try:
             return command(*args, **kwargs)
@@ -38,7 +39,7 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
                 f"HEALTH_PREDICT_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()
             )
             raise click.ClickException(words) from None
-        except (DataError, LedgerError, LoopError, ProcessError, OSError) as error:
+        except (DataError, LedgerError, LoopError, ProcessError, StoreError, OSError) as error:
             raise click.ClickException(str(error)) from None
 
     return run
@@ -65,7 +66,6 @@ def loop(
     """Turns the whole loop once and shows what it did. State of an earlier loop is removed."""
     from health_predict import loop as loops
     from health_predict.encounters import require
-    from health_predict.page import write_page
     from health_predict.terminal import Progress, show
 
     given = {"data": _absolute(data), "rows": rows, "batches": batches}
@@ -82,10 +82,9 @@ def loop(
     with Progress() as progress:
         if loops.begin_afresh(settings):
             progress("state", f"The state of an earlier loop in {settings.var} was removed.")
-        told = loops.turn(settings, progress, timeout=timeout)
-    page = write_page(told, settings)
-    show(told, settings, page)
-    shortfalls = told.shortfalls(settings.batches)
+        made = loops.turn(settings, progress, timeout=timeout)
+    show(made, settings)
+    shortfalls = made.story.shortfalls(settings.batches)
     if shortfalls:
         raise click.ClickException("the loop did not turn: " + "; ".join(shortfalls))
 
@@ -157,10 +156,35 @@ def retrain(by: str, why: str) -> None:
     click.echo("Noted: the sensor retrain_on_drift asks for it at its next tick.")
 
 
+@main.command()
+@click.option("--to", "version", required=True, help="The version that was champion before.")
+@click.option("--by", required=True, help="Who decides.")
+@click.option("--why", required=True, help="The reason, in words.")
+@_plainly
+def rollback(version: str, by: str, why: str) -> None:
+    """Makes an earlier version the champion again; the sensor deploy_on_promotion rolls it out."""
+    from health_predict.definitions import assemble
+    from health_predict.loop import LoopError, failure_of
+
+    settings = Settings.of_state()
+    wanted = {"config": {"version": version, "name": by, "reason": why}}
+    asked = {
+        "ops": {"reinstate_version": wanted},
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+    }
+    with _instance(settings) as instance:
+        job = assemble(settings).resolve_job_def("reinstate")
+        done = job.execute_in_process(instance=instance, run_config=asked, raise_on_error=False)
+        if not done.success:
+            raise LoopError(failure_of(done))
+    click.echo(f"Version {version} is the champion again: deploy_on_promotion rolls it out.")
+
+
 def _instance(settings: Settings) -> Any:
     from health_predict.loop import LoopError, instance_of
 
-    if not (settings.var / "dagster").exists():
+    local = settings.deployment == "local"
+    if local and not (settings.var / "dagster").exists():
         raise LoopError(f"there is no state in {settings.var} yet: run `make demo` or `make dev`")
     return instance_of(settings)
 
@@ -172,9 +196,10 @@ def _instance(settings: Settings) -> Any:
 def ledger(as_json: bool, tail: int | None) -> None:
     """Shows what was done to models, by whom and why, and verifies that it is unchanged."""
     from health_predict.ledger import Ledger, LedgerError
+    from health_predict.store import open_store
 
     settings = Settings.of_state()
-    book = Ledger(settings.store / "ledger.jsonl")
+    book = Ledger(open_store(settings.store_uri))
     newest = slice(-tail if tail else None, None)
     if as_json:
         for line in book.lines()[newest]:
@@ -186,7 +211,7 @@ def ledger(as_json: bool, tail: int | None) -> None:
     anchor = _anchor(settings)
     count = book.verify(anchor)
     if not count:
-        raise LedgerError(f"there is no ledger at {book.path} yet: run `make demo` or `make dev`")
+        raise LedgerError(f"there is no ledger at {book.where} yet: run `make demo` or `make dev`")
     words = f"{count} {'entry' if count == 1 else 'entries'}, chain verified"
     unseen = "; MLflow remembers no newest entry, so entries removed at the end would not be seen"
     # Out of the way of what reads the lines.
@@ -200,7 +225,37 @@ def _anchor(settings: Settings) -> str | None:
         return None  # to ask would make it
     from health_predict.tracking import Registry
 
-    return Registry(settings.tracking_uri, settings.var / "mlflow-artifacts").ledger_head()
+    return Registry(settings.tracking_uri, settings.artifacts).ledger_head()
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
+@_plainly
+def doctor(as_json: bool) -> None:
+    """Checks every part that the settings name; exit code 1 if one is wrong. Changes nothing."""
+    from health_predict.doctoring import rounds, shown
+
+    findings = rounds.everything()
+    if as_json:
+        click.echo(shown.as_json(findings))
+    else:
+        shown.show(findings)
+    if any(finding.state == "wrong" for finding in findings):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--markdown", is_flag=True, help="All there are, as docs/settings.md has them.")
+@_plainly
+def settings(markdown: bool) -> None:
+    """Prints the settings in force, secrets hidden."""
+    from health_predict import settings_table
+
+    if markdown:
+        click.echo(settings_table.markdown(), nl=False)
+        return
+    for name, value in settings_table.in_force(Settings.of_state()).items():
+        click.echo(f"{name}={value}")
 
 
 @main.command()

@@ -30,19 +30,28 @@ def assemble(settings: Settings) -> dg.Definitions:
     # A check of one batch needs its partition; Dagster still calls that a preview.
     warnings.filterwarnings("ignore", "Specifying a partitions_def", dg.PreviewWarning)
 
-    from health_predict.defs import data, jobs, monitoring, performance, registry, serving, training
+    from health_predict.defs import (
+        data,
+        jobs,
+        monitoring,
+        performance,
+        registry,
+        reporting,
+        serving,
+        training,
+    )
     from health_predict.defs.alerting import alerting
     from health_predict.defs.automation import automation
     from health_predict.defs.resources import resources
     from health_predict.defs.traffic import traffic
 
-    groups = (data, training, registry, serving, monitoring, performance)
+    groups = (data, training, registry, serving, monitoring, performance, reporting)
     schedules, sensors = automation(settings)
     return dg.Definitions(
         assets=[asset for group in groups for asset in group.ASSETS],
         asset_checks=[check for group in groups for check in group.CHECKS],
         jobs=jobs.JOBS,
-        schedules=schedules,
+        schedules=[*schedules, *reporting.SCHEDULES],
         sensors=[*sensors, *traffic(settings), *alerting(settings)],
         resources=resources(settings),
         executor=jobs.EXECUTOR,

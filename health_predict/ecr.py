@@ -160,7 +160,9 @@ class EcrRegistry(OciRegistry):
             ) from None
 
 
-def registry(address: str, user: str = "", password: str = "", *, create: bool) -> OciRegistry:
+def registry(
+    address: str, user: str = "", password: str = "", *, create: bool, attempts: int = ATTEMPTS
+) -> OciRegistry:
     """Returns the registry at an address, Amazon's by its name.
 
     Args:
@@ -168,6 +170,7 @@ def registry(address: str, user: str = "", password: str = "", *, create: bool) 
         user: for a registry that is not Amazon's, as for `OciRegistry`.
         password: the user's.
         create: as for `EcrRegistry`.
+        attempts: as for both.
 
     Raises:
         RegistryError: that is no address.
@@ -178,8 +181,8 @@ def registry(address: str, user: str = "", password: str = "", *, create: bool) 
         )
     amazon = _AMAZON.fullmatch(address.removeprefix("https://").rstrip("/"))
     if amazon:
-        return EcrRegistry(amazon["region"], address=address, create=create)
-    return OciRegistry(address, user, password)
+        return EcrRegistry(amazon["region"], address=address, create=create, attempts=attempts)
+    return OciRegistry(address, user, password, attempts=attempts)
 
 
 class _Missing(RegistryError):

@@ -4,16 +4,18 @@ Starts the processes, says what happens and why while it happens, and stops when
 handled. Nothing is scheduled here: Dagster's daemon does it all.
 """
 
+import io
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import dagster as dg
 
-from health_predict import processes, story, supervisor
+from health_predict import processes, supervisor
 from health_predict.defs.automation import (
     deploy_decision,
     matured_decision,
@@ -22,14 +24,19 @@ from health_predict.defs.automation import (
 )
 from health_predict.defs.facts import Event, Run, events, in_progress, observations, runs
 from health_predict.local_platform import LocalPlatform
+from health_predict.loop_report import LoopReport
 from health_predict.settings import Settings
+from health_predict.store import open_store
 from health_predict.story import LoopStory
 
 _POLL_SECONDS = 1.0
 # The daemon asks for the first training within seconds, unless it cannot load the definitions.
 _LONGEST_SILENCE = 90.0
+_LONGEST_OUTAGE = 120.0
 BENCH = "bench"
 """Folder of `var` that keeps what benchmarks measured: a new loop leaves it alone."""
+
+Found = TypeVar("Found")
 
 _WATCHED = (
     "raw_encounters",
@@ -63,7 +70,7 @@ def begin_afresh(settings: Settings) -> bool:
     return bool(state)
 
 
-def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
+def turn(settings: Settings, say: Say, *, timeout: float) -> LoopReport:
     """Runs the loop until every batch is handled and the champion serves.
 
     Args:
@@ -72,7 +79,7 @@ def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
         timeout: seconds after which a loop that has not finished is given up.
 
     Returns:
-        The story, also written to `var/loop.json`.
+        The report, whose page is written; its story is also in `var/loop.json`.
 
     Raises:
         LoopError: an alert was raised, or time ran out.
@@ -81,12 +88,15 @@ def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
     began = time.monotonic()
     settings.keep()
     with processes.processes(settings) as group, instance_of(settings) as instance:
+        _require_nothing(instance, settings)
         group.start("supervisor", processes.supervisor_command(settings))
         group.start("daemon", processes.daemon_command())
         first = _watch(instance, settings, group, say, began + timeout)
         say("drill", "A bad release is rolled out on purpose.")
         drill(instance, settings)
-        told = _ask_the_service(story.tell(instance, patience(settings)), settings)
+        say("report", "What the loop did is put on one page.")
+        made = report(instance, settings)
+        told = _ask_the_service(made.story, settings)
     seconds = {
         "first_champion": round(first - began, 1),
         "total": round(time.monotonic() - began, 1),
@@ -94,7 +104,25 @@ def turn(settings: Settings, say: Say, *, timeout: float) -> LoopStory:
     }
     told = replace(told, seconds=seconds)
     write(told, settings)
-    return told
+    return replace(made, story=told)
+
+
+def _require_nothing(instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Raises `LoopError` if another loop's state stands in the database or the store.
+
+    What is under `var` was removed; nobody removes what others may still need.
+    """
+    kept = open_store(settings.store_uri).keys()
+    if kept:
+        raise LoopError(
+            f"the store {settings.store_uri} holds {len(kept):,} values already, and a loop begins "
+            "with none: name an empty one in HEALTH_PREDICT_STORE, or `make dev` to go on"
+        )
+    if instance.get_runs_count():
+        raise LoopError(
+            "Dagster's database holds runs already, and a loop begins with none: name an empty one "
+            "in HEALTH_PREDICT_POSTGRES, or `make dev` to go on"
+        )
 
 
 def instance_of(settings: Settings) -> dg.DagsterInstance:
@@ -112,22 +140,56 @@ def write(told: LoopStory, settings: Settings) -> None:
     path.write_text(json.dumps(told.as_json(), indent=2))
 
 
+def failure_of(done: dg.ExecuteInProcessResult) -> str:
+    """Returns why a run in this process failed, as its step said it."""
+    failed = next(e for e in done.all_events if e.is_step_failure)
+    said = failed.step_failure_data.user_failure_data
+    error = failed.step_failure_data.error
+    return str((said and said.description) or (error and error.message) or failed.message)
+
+
 def drill(instance: dg.DagsterInstance, settings: Settings) -> None:
     """Runs the job `drill`: a bad release on purpose, to see it rolled back.
 
     Raises:
         LoopError: it could not be begun, or the champion does not answer after it.
     """
-    from health_predict.definitions import assemble
-
-    job = assemble(settings).resolve_job_def("drill")
-    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    done = job.execute_in_process(instance=instance, run_config=quiet, raise_on_error=False)
+    done = _run_here(instance, settings, "drill")
     if not done.success:
         raise LoopError(
             "the drill did not end with the champion answering: its reason is in Dagit, run "
             f"{done.run_id[:8]} of the job drill"
         )
+
+
+def report(instance: dg.DagsterInstance, settings: Settings) -> LoopReport:
+    """Runs the job `report`, which writes the page, and returns what stands on it.
+
+    Raises:
+        LoopError: it failed, or the report and the ledger disagree.
+    """
+    done = _run_here(instance, settings, "report")
+    if not done.success:
+        raise LoopError(f"the loop report could not be made: {failure_of(done)}")
+    for check in done.get_asset_check_evaluations():
+        if not check.passed:
+            raise LoopError(f"{check.check_name} does not hold: {check.metadata['sentence'].value}")
+    made: LoopReport = done.asset_value("loop_report")
+    return made
+
+
+def _run_here(
+    instance: dg.DagsterInstance, settings: Settings, job: str
+) -> dg.ExecuteInProcessResult:
+    """Runs a job in this process, which has its imports already; Dagster's own log is kept out."""
+    from health_predict.definitions import assemble
+
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    return (
+        assemble(settings)
+        .resolve_job_def(job)
+        .execute_in_process(instance=instance, run_config=quiet, raise_on_error=False)
+    )
 
 
 def _watch(
@@ -144,9 +206,9 @@ def _watch(
     standing = ""
     while True:
         group.check()
-        for subject, sentence in news.read():
+        for subject, sentence in _patiently(news.read):
             say(subject, sentence)
-        state = _state(instance, settings)
+        state = _patiently(partial(_state, instance, settings))
         if state.champions and first is None:
             first = time.monotonic()
         if state.alert:
@@ -168,6 +230,20 @@ def _watch(
                 f"Logs are in {settings.var / 'logs'}; a longer time is given by --timeout."
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _patiently(look: Callable[[], Found]) -> Found:
+    """Returns what is seen, once a database that went away is back."""
+    from sqlalchemy.exc import DBAPIError
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+    patience = Retrying(
+        retry=retry_if_exception_type(DBAPIError),
+        stop=stop_after_delay(_LONGEST_OUTAGE),
+        wait=wait_fixed(_POLL_SECONDS),
+        reraise=True,
+    )
+    return patience(look)
 
 
 @dataclass(frozen=True)
@@ -212,11 +288,15 @@ class _News:
         self._seen = dict.fromkeys(_WATCHED, 0)
         self._refusals = 0
         self._asked: set[str] = set()
+        self._waiting: list[tuple[float, str, str]] = []
 
-    def read(self) -> Iterator[tuple[str, str]]:
-        news = [*self._requests(), *self._events(), *self._refused()]
-        for _, subject, sentence in sorted(news):
-            yield subject, sentence
+    def read(self) -> list[tuple[str, str]]:
+        """Returns what is new; what was seen when the database went away is told next time."""
+        for news in (self._requests(), self._events(), self._refused()):
+            for one in news:
+                self._waiting.append(one)
+        told, self._waiting = sorted(self._waiting), []
+        return [(subject, sentence) for _, subject, sentence in told]
 
     def _events(self) -> Iterator[tuple[float, str, str]]:
         for asset in _WATCHED:
@@ -267,7 +347,8 @@ def example(settings: Settings) -> dict[str, Any]:
 
     from health_predict.schema import INPUTS
 
-    frame = pd.read_parquet(settings.store / "initial.parquet", columns=list(INPUTS))
+    content = open_store(settings.store_uri).read("initial.parquet")
+    frame = pd.read_parquet(io.BytesIO(content), columns=list(INPUTS))
     record: dict[str, Any] = json.loads(frame.head(1).to_json(orient="records"))[0]
     return record
 

@@ -1,114 +1,89 @@
-"""The loop as a page to look at: one self-contained HTML file, no script, no external asset."""
+"""The loop report as a page: one self-contained HTML file, no script, nothing loaded from anywhere.
 
-from dataclasses import dataclass
+What stands in it is said by `loop_report`, put into figures and tables by `panels`.
+"""
+
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
 
-from health_predict.settings import Settings
-from health_predict.story import LoopStory
+from health_predict import panels
+from health_predict.loop_report import LoopReport
+from health_predict.tracking import MODEL
 
-_TEMPLATE = Path(__file__).with_name("page.html.j2")
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
-# The plot's inner box, in the SVG's own units.
-_WIDTH, _HEIGHT = 760.0, 200.0
-_LEFT, _RIGHT, _TOP = 48.0, 16.0, 18.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """One batch in a plot: where it stands and what is written at it."""
-
-    x: float
-    y: float
-    label: str
-    kind: str
+_FOLDER = Path(__file__).parent
+_NEWEST = 12
+"""Decisions that are shown at once; earlier ones are folded."""
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One measure over the batches, with the lines it is held against."""
-
-    title: str
-    points: list[Point]
-    lines: list[tuple[float, str]]
-    batches: list[tuple[float, str]]
-    width: float = _WIDTH + _LEFT + _RIGHT
-    height: float = _HEIGHT + _TOP + 30
+def write_page(report: LoopReport) -> None:
+    """Writes the page to where the report says, whole or not at all."""
+    path = Path(report.page)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(render(report), encoding="utf-8")
+    partial.replace(path)
 
 
-def write_page(told: LoopStory, settings: Settings) -> Path:
-    """Writes the story to `var/loop.html` and returns the path."""
-    from jinja2 import Environment
+def render(report: LoopReport) -> str:
+    """Returns the page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    path = settings.var / "loop.html"
-    path.write_text(
-        template.render(told=told, plots=_plots(told), store=settings.store.resolve().as_uri()),
-        encoding="utf-8",
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    return path
+    environment.filters |= {
+        "breakable": _breakable,
+        "moment": panels.moment,
+        "tag": panels.tag,
+        "href": lambda address: href(address, Path(report.page).parent),
+    }
+    decisions = panels.decisions(report)
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        synthetic=report.story.data.startswith("synthetic"),
+        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        watched=[panels.drift(report), panels.columns(report)],
+        foretold=[panels.auc(report), panels.ratio(report)],
+        believed=[panels.reliability(report), panels.benefit(report)],
+        decisions=decisions[-_NEWEST:],
+        earlier=decisions[:-_NEWEST],
+        calm=panels.calm(report),
+        groups=panels.groups(report),
+        small_groups=panels.small_groups(report),
+        features=panels.features(report),
+        model=MODEL,
+    )
 
 
-def _plots(told: LoopStory) -> list[Plot]:
-    from health_predict.evaluation import CALIBRATION_BOUNDS
+def href(address: str, folder: Path) -> str:
+    """Returns what a link to an address says; empty where a browser cannot follow it.
 
-    drift = [b.drift.statistic for b in told.batches]
-    kinds = ["alarm" if b.drift.drifted else "calm" for b in told.batches]
-    threshold = max((b.drift.threshold for b in told.batches), default=0.7)
-    low, high = CALIBRATION_BOUNDS
-    ratios = [b.expected_observed for b in told.batches]
-    outside = ["calm" if r is None or low <= r <= high else "alarm" for r in ratios]
-    return [
-        _plot(
-            told,
-            "Drift: how well batch and reference can be told apart (AUC)",
-            list(drift),
-            kinds,
-            {"drift": threshold, "alike": 0.5},
-            (0.48, max([*drift, 0.85]) + 0.02),
-        ),
-        _plot(
-            told,
-            "Discrimination: AUC of the champion of the day",
-            [b.auc for b in told.batches],
-            ["calm"] * len(told.batches),
-            {},
-            (0.55, 0.75),
-        ),
-        _plot(
-            told,
-            "Calibration: expected over observed readmissions",
-            ratios,
-            outside,
-            {"upper bound": high, "calibrated": 1.0, "lower bound": low},
-            (0.7, 1.4),
-        ),
-    ]
+    Args:
+        address: a web address, a file's address or path, or a place in a bucket.
+        folder: where the page lies. What lies below it is found if the folder is moved.
+    """
+    parts = urlsplit(address)
+    if parts.scheme in ("http", "https"):
+        return address
+    path = Path(unquote(parts.path)) if parts.scheme == "file" else Path(address)
+    if parts.scheme not in ("", "file") or not path.is_absolute():
+        return ""
+    if path.is_relative_to(folder):
+        return quote(path.relative_to(folder).as_posix())
+    return path.as_uri()
 
 
-def _plot(
-    told: LoopStory,
-    title: str,
-    values: list[float | None],
-    kinds: list[str],
-    lines: dict[str, float],
-    span: tuple[float, float],
-) -> Plot:
-    known = [value for value in values if value is not None]
-    low, high = min([span[0], *known]), max([span[1], *known])
-    step = _WIDTH / max(1, len(values))
+def _breakable(name: str) -> "Markup":
+    """Returns a name that may go on in the next line after each of its parts."""
+    from markupsafe import Markup, escape
 
-    def x(index: int) -> float:
-        return _LEFT + step * (index + 0.5)
-
-    def y(value: float) -> float:
-        return _TOP + _HEIGHT * (high - value) / (high - low)
-
-    points = [
-        Point(x(i), y(value), f"{value:.2f}" if high > 1 else f"{value:.3f}", kind)
-        for i, (value, kind) in enumerate(zip(values, kinds, strict=True))
-        if value is not None
-    ]
-    named = [(y(value), f"{value:.2f}") for value in lines.values()]
-    names = [(x(i), b.batch.removeprefix("batch-")) for i, b in enumerate(told.batches)]
-    return Plot(title, points, named, names)
+    return Markup("_<wbr>").join(escape(part) for part in name.split("_"))

@@ -140,7 +140,16 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def dagster_home(settings: Settings) -> Path:
-    """Returns Dagster's home in the state folder, the instance file written for it."""
+    """Returns Dagster's home in the state folder, the instance file written for it.
+
+    Raises:
+        ProcessError: its database is not named.
+    """
+    if settings.deployment != "local" and not settings.postgres:
+        raise ProcessError(
+            f"HEALTH_PREDICT_DEPLOYMENT={settings.deployment} keeps Dagster's records in Postgres: "
+            "set HEALTH_PREDICT_POSTGRES, or HEALTH_PREDICT_DEPLOYMENT=local"
+        )
     home = (settings.var / "dagster").absolute()
     home.mkdir(parents=True, exist_ok=True)
     (home / "dagster.yaml").write_text(instance_file(settings))

@@ -24,8 +24,11 @@ SILENCED = {
     "BENTOML_DO_NOT_TRACK": "True",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""Environment that keeps the dependencies from calling home; Dagster's is in dagster.yaml."""
+"""Environment that keeps the dependencies from calling home and from drawing bars into logs;
+Dagster's is in dagster.yaml.
+"""
 
 
 _KEPT = "settings.json"

@@ -199,8 +199,7 @@ class Bucket:
 
     def create(self, key: str, content: bytes) -> bool:
         """Makes a key hold this unless it holds something."""
-        # Sent again after an answer that was lost, the first one is already there.
-        return self._put(key, content, IfNoneMatch="*") or self._get(key)[0] == content
+        return self._put(key, content, IfNoneMatch="*")
 
     def update(self, key: str, change: Change) -> bytes:
         """Changes what a key holds; begins anew with what another writer put there meanwhile."""

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 import dagster as dg
@@ -20,8 +19,11 @@ from health_predict.defs.automation import (
 )
 from health_predict.defs.decisions import why
 from health_predict.defs.facts import Event, latest, newest_verdict
+from health_predict.evidence import Foretold
 from health_predict.ledger import Entry
+from health_predict.loop_report import LoopReport
 from health_predict.settings import Settings
+from health_predict.store import open_store
 from health_predict.story import LoopStory
 
 _DECISIONS = {
@@ -67,11 +69,13 @@ class Progress:
         self._console.print(line, soft_wrap=not self._console.is_terminal)
 
 
-def show(told: LoopStory, settings: Settings, page: Path) -> None:
+def show(made: LoopReport, settings: Settings) -> None:
     """Prints the story as a table, one answer of the service, and where to look on."""
+    told = made.story
     console = Console(highlight=False)
     console.print()
-    console.print(_table(told))
+    console.print(_table(made))
+    console.print(f"[bold]{made.headline}[/] {made.worth} {made.taken_back}\n")
     for row in told.batches:
         console.print(f"[bold]{row.batch}[/]  {row.reason}")
     for sentence in told.rollbacks:
@@ -80,35 +84,45 @@ def show(told: LoopStory, settings: Settings, page: Path) -> None:
     console.print_json(data=told.predict_response)
     console.print(_seconds(told))
     console.print("[bold]Look on[/]")
-    console.print(f"  page       {page}")
-    console.print(f"  facts      {settings.var / 'loop.json'}")
+    console.print(f"  page       {made.page}", soft_wrap=True)
+    console.print(f"  facts      {settings.var / 'loop.json'}", soft_wrap=True)
     console.print(
-        f"  drift      {settings.store / 'drift_reports'}/<batch>/report.html (Evidently)"
+        f"  drift      {settings.store_uri}/drift_reports/<batch>/report.html (Evidently)",
+        soft_wrap=True,
     )
     console.print("  make dev   Dagit and MLflow on this state;  make serve   /predict")
 
 
-def _table(told: LoopStory) -> Table:
+def _table(made: LoopReport) -> Table:
+    told = made.story
     table = Table(title=f"The loop on the {told.data}: {told.source}")
     table.add_column("batch")
-    for title in ("drift AUC", "threshold"):
-        table.add_column(title, justify="right")
+    table.add_column("drift", justify="right")
     table.add_column("decision")
-    for title in ("scored by", "AUC", "E/O"):
+    first = f"v{made.first_version}"
+    for title in ("by", "AUC", "E/O", f"AUC\nof {first}", f"E/O\nof {first}"):
         table.add_column(title, justify="right")
-    for row in told.batches:
-        colour = "red" if row.drift.drifted else "green"
+    for row in made.batches:
+        drift = row.told.drift
         table.add_row(
-            row.batch,
-            f"[{colour}]{row.drift.statistic:.3f}[/]",
-            f"{row.drift.threshold:.2f}",
-            _DECISIONS[row.decision],
-            f"v{row.champion_version}",
-            "" if row.auc is None else f"{row.auc:.3f}",
-            "" if row.expected_observed is None else f"{row.expected_observed:.2f}",
+            row.told.batch,
+            f"[{'red' if drift.drifted else 'green'}]{drift.statistic:.3f}[/]",
+            _DECISIONS[row.told.decision],
+            f"v{row.told.champion_version}",
+            *_foretold(row.champion),
+            *_foretold(row.first),
         )
-    table.caption = f"{told.data}; serving version {told.served_version}"
+    table.caption = (
+        f"{told.data}; {first} had it never been retrained; serving version {told.served_version}"
+    )
     return table
+
+
+def _foretold(foretold: Foretold | None) -> tuple[str, str]:
+    if foretold is None:
+        return "", ""
+    auc, ratio = foretold.auc, foretold.expected_observed
+    return f"{auc.value:.3f}" if auc else "", f"{ratio.value:.2f}" if ratio else ""
 
 
 def _seconds(told: LoopStory) -> str:
@@ -137,7 +151,7 @@ def status_lines(
     champion = told.promotions[-1] if told.promotions else None
     newest = told.batches[-1] if told.batches else None
     performance = latest(instance, "batch_performance")
-    open_alerts = Outbox(settings.alerts, []).open().values()
+    open_alerts = Outbox(open_store(settings.store_uri), []).open().values()
     scored = sum(batch.auc is not None for batch in told.batches)
     return {
         "data": f"{told.source} ({told.data})",

@@ -10,24 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import mlflow
 import pandas as pd
 import psutil
 import pytest
+from sklearn.metrics import roc_auc_score
 from starlette.testclient import TestClient
 
 from health_predict import encounters, schema, service, splits, story, supervisor
 from health_predict.definitions import assemble
 from health_predict.defs.automation import deploy_decision, matured_decision, retrain_decision
 from health_predict.defs.facts import events, observations
+from health_predict.defs.recording import move_alias
 from health_predict.defs.training import no_patient_on_two_sides
 from health_predict.ledger import Entry, Ledger
 from health_predict.local_platform import LocalPlatform
+from health_predict.loop_report import LoopReport
 from health_predict.models import FAMILIES
 from health_predict.release import NAME
 from health_predict.release_records import ReleaseRecords
 from health_predict.settings import Settings
 from health_predict.store import open_store
-from health_predict.tracking import Registry, RegistryError
+from health_predict.tracking import MODEL, Registry, RegistryError
 from health_predict.verification import LOAD_REQUESTS
 from health_predict_tests.serving import loaded
 
@@ -324,7 +328,53 @@ def test_a_refused_challenger_leaves_the_champion_and_runs_nothing_downstream(
     assert newest.why == told[-1].metadata["sentence"]
 
 
-def test_no_identifier_is_written_where_people_look(retrained: World) -> None:
+@pytest.fixture(scope="module")
+def reported(retrained: World) -> tuple[World, LoopReport]:
+    done = retrained.run("report")
+    (check,) = done.get_asset_check_evaluations()
+    assert check.passed, check.metadata["sentence"]
+    made: LoopReport = done.asset_value("loop_report")
+    return retrained, made
+
+
+def test_the_report_tells_the_story_on_its_page_and_in_dagit(
+    reported: tuple[World, LoopReport],
+) -> None:
+    world, made = reported
+    assert made.story == world.told()
+    assert made.page == str(world.settings.var / "loop.html")
+    page = Path(made.page).read_text()
+    assert made.headline in page
+    assert made.served[-1].version == made.story.champion_version or made.story.rollbacks
+    (event,) = events(world.instance, "loop_report")
+    assert event.metadata["sentence"] == made.headline
+    assert event.metadata["timeline"].startswith("![The batches](data:image/png;base64,")
+    for batch in made.batches:
+        assert (Path(made.page).parent / f"store/drift_reports/{batch.told.batch}").is_dir()
+        assert f'href="store/drift_reports/{batch.told.batch}/report.html"' in page
+        assert batch.moved, "the synthetic cohort drifts at once"
+
+
+def test_the_never_retrained_column_is_what_the_first_version_says_alone(
+    reported: tuple[World, LoopReport],
+) -> None:
+    world, made = reported
+    registry = world.registry()
+    pipeline = registry.load(registry.version("1"))
+    assert len(made.batches) == 2
+    for batch in made.batches:
+        stored = Path(world.settings.store_uri) / "future_batch" / f"{batch.told.batch}.parquet"
+        frame = pd.read_parquet(stored)
+        alone = pipeline.predict_proba(frame)[:, 1]
+        assert batch.first is not None and batch.first.auc is not None
+        assert batch.first.version == "1"
+        assert batch.first.n == len(frame)
+        assert batch.first.auc.value == pytest.approx(roc_auc_score(frame[schema.LABEL], alone))
+
+
+def test_no_identifier_is_written_where_people_look(
+    retrained: World, reported: tuple[World, LoopReport]
+) -> None:
     initial = pd.read_parquet(Path(retrained.settings.store_uri) / "initial.parquet")
     values = "|".join(str(v) for c in schema.IDENTIFIERS for v in initial[c].head(300))
     known = re.compile(rf"(?<![\d.])({values})(?![\d.])")  # not a part of some longer number
@@ -332,6 +382,8 @@ def test_no_identifier_is_written_where_people_look(retrained: World) -> None:
         *(retrained.settings.serving.glob("*.log")),
         *(Path(retrained.settings.store_uri) / "drift_reports").rglob("*.html"),
         *(retrained.settings.var / "bentoml").rglob("*.json"),
+        Path(reported[1].page),
+        Path(retrained.settings.store_uri) / "loop_report.json",
     ]
     assert looked_at
     for path in looked_at:
@@ -448,6 +500,60 @@ def test_an_approval_with_name_and_reason_releases_the_challenger_once(waiting: 
     assert "Ada Lovelace" in deploy_decision(waiting.instance).sentence
     assert not approve(waiting, **approval).success, "nothing waits any more"
     assert waiting.ledger() == entries
+
+
+def reinstate(world: World, **config: str) -> dg.ExecuteInProcessResult:
+    ops = {"reinstate_version": {"config": {"name": "Ada", "reason": "it erred", **config}}}
+    return world.run("reinstate", run_config={"ops": ops}, raise_on_error=False)
+
+
+@pytest.fixture(scope="module")
+def succeeded(waiting: World) -> World:
+    """A world in which version 2 took over from version 1."""
+    if waiting.registry().champion() is None:
+        assert approve(waiting, version="1", name="Ada", reason="read it").success
+    registry = waiting.registry()
+    first = registry.version("1")
+    source = mlflow.MlflowClient(waiting.settings.tracking_uri).get_model_version(MODEL, "1").source
+    registry.register(source, first.run_id, first.family, first.facts)
+    context = dg.build_op_context()
+    ledger = Ledger(open_store(waiting.settings.store_uri))
+    move_alias(context, ledger, registry, "2", "A better one.")
+    return waiting
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": "2"}, "version 2 is the champion; versions to go back to: 1"),
+        ({"version": "9"}, "version 9 was never champion; versions to go back to: 1"),
+        ({"version": "1", "reason": " "}, "needs a name and a reason"),
+    ],
+)
+def test_what_cannot_be_brought_back_leaves_the_champion(
+    succeeded: World, change: dict[str, str], words: str
+) -> None:
+    before = succeeded.ledger()
+    result = reinstate(succeeded, **change)
+    (failure,) = [e for e in result.all_events if e.event_type_value == "STEP_FAILURE"]
+    assert words in str(failure.event_specific_data)
+    assert succeeded.ledger() == before
+
+
+def test_a_version_brought_back_by_name_and_reason_is_champion_and_rolled_out(
+    succeeded: World,
+) -> None:
+    assert reinstate(succeeded, version="1").success
+    champion = succeeded.registry().champion()
+    assert champion is not None and champion.version == "1"
+    newest = succeeded.ledger()[-1]
+    assert (newest.kind, newest.who, newest.before, newest.after) == ("alias_move", "Ada", "2", "1")
+    assert newest.why == "Brought back by Ada: it erred"
+    (request,) = deploy_decision(succeeded.instance).requests
+    assert request.job == "deploy"
+    assert (
+        "Rolling out version 1: Brought back by Ada" in deploy_decision(succeeded.instance).sentence
+    )
 
 
 BATCHES, BROKEN = 20, {"batch-0001": 0.60, "batch-0002": 0.03}

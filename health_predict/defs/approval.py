@@ -1,4 +1,8 @@
-"""A person's approval: the op that releases the challenger which passed the gate and waits."""
+"""What a person decides: the ops that release a waiting challenger, and bring a version back.
+
+Each is done by name and reason. Rolling the version out is left to the sensor that follows the
+champion.
+"""
 
 import dagster as dg
 
@@ -23,6 +27,20 @@ class Approval(dg.Config):
     reason: str
 
 
+class Reinstatement(dg.Config):
+    """A person's decision to go back to a version that was champion before.
+
+    Attributes:
+        version: the version.
+        name: who decides.
+        reason: why.
+    """
+
+    version: str
+    name: str
+    reason: str
+
+
 @dg.op(out=dg.Out(dg.Nothing))
 def release_challenger(
     context: dg.OpExecutionContext,
@@ -36,17 +54,26 @@ def release_challenger(
     who = config.name.strip()
     record(context, ledger, registry, "approval", why, who=who, version=version.version)
     move_alias(context, ledger, registry, version.version, why, who)
-    context.log_event(
-        dg.AssetMaterialization(
-            "registered_model",
-            metadata={
-                SENTENCE: f"{why} {version.facts['verdict']}",
-                PROMOTED: True,
-                "approved_by": who,
-                **version_metadata(version),
-            },
-        )
-    )
+    _announce(context, version, f"{why} {version.facts['verdict']}", approved_by=who)
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+def reinstate_version(
+    context: dg.OpExecutionContext,
+    config: Reinstatement,
+    registry: dg.ResourceParam[Registry],
+    ledger: dg.ResourceParam[Ledger],
+) -> None:
+    """Makes a version that was champion before the champion again, in the name of a person."""
+    version = reinstated(config, registry, ledger)
+    why = f"Brought back by {config.name.strip()}: {config.reason.strip()}"
+    move_alias(context, ledger, registry, version.version, why, config.name.strip())
+    _announce(context, version, why, brought_back_by=config.name.strip())
+
+
+def _announce(context: dg.OpExecutionContext, version: ModelVersion, why: str, **who: str) -> None:
+    metadata = {SENTENCE: why, PROMOTED: True, **who, **version_metadata(version)}
+    context.log_event(dg.AssetMaterialization("registered_model", metadata=metadata))
 
 
 def approved(approval: Approval, registry: Registry) -> ModelVersion:
@@ -72,3 +99,23 @@ def approved(approval: Approval, registry: Registry) -> ModelVersion:
             allow_retries=False,
         )
     return waiting
+
+
+def reinstated(wanted: Reinstatement, registry: Registry, ledger: Ledger) -> ModelVersion:
+    """Returns the version that is brought back.
+
+    Raises:
+        dagster.Failure: name or reason are blank, or the version was never champion, or is.
+    """
+    if not wanted.name.strip() or not wanted.reason.strip():
+        raise dg.Failure("to bring a version back needs a name and a reason", allow_retries=False)
+    held = list(dict.fromkeys(e.after for e in ledger.entries() if e.kind == "alias_move"))
+    now = champion_before(registry)
+    if wanted.version == now or wanted.version not in held:
+        stands = "is the champion" if wanted.version == now else "was never champion"
+        others = ", ".join(str(one) for one in held if one != now) or "none"
+        raise dg.Failure(
+            f"version {wanted.version} {stands}; versions to go back to: {others}",
+            allow_retries=False,
+        )
+    return registry.version(wanted.version)

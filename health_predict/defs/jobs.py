@@ -1,10 +1,10 @@
-"""The jobs: the slices of the graph that are run as one, and a person's approval."""
+"""The jobs: the slices of the graph that are run as one, and what a person decides."""
 
 from typing import Any
 
 import dagster as dg
 
-from health_predict.defs.approval import release_challenger
+from health_predict.defs.approval import reinstate_version, release_challenger
 from health_predict.defs.partitions import batches
 
 # A process a step would cost 3 s of imports each and buys nothing: steps of a job run in turn.
@@ -90,6 +90,13 @@ drill = dg.define_asset_job(
     executor_def=EXECUTOR,
 )
 
+report = dg.define_asset_job(
+    "report",
+    selection=dg.AssetSelection.assets("loop_report"),
+    description="One page of what the loop did and what came of it.",
+    executor_def=EXECUTOR,
+)
+
 refresh_data = dg.define_asset_job(
     "refresh_data",
     selection=dg.AssetSelection.assets(
@@ -109,4 +116,16 @@ def approve() -> None:
     release_challenger()
 
 
-JOBS: list[Any] = [bootstrap, ingest_batch, retrain, deploy, drill, refresh_data, approve]
+@dg.job(
+    executor_def=EXECUTOR,
+    description="Make a version that was champion before the champion again, by name and reason.",
+)
+def reinstate() -> None:
+    """A person's way back."""
+    reinstate_version()
+
+
+JOBS: list[Any] = [
+    *(bootstrap, ingest_batch, retrain, deploy, drill, report, refresh_data),
+    *(approve, reinstate),
+]

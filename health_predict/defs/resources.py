@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from math import log2
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 from pydantic import SecretStr
@@ -231,6 +232,15 @@ class Releases(dg.ConfigurableResource):
         return ReleaseRecords(open_store(self.store))
 
 
+class ReportPage(dg.ConfigurableResource):
+    """The page of the loop report: where it is written, what it links to, what alarms wait for."""
+
+    path: str
+    dagit: str
+    mlflow: str
+    rest_batches: int
+
+
 def _secret(given: SecretStr | None) -> str:
     return given.get_secret_value() if given else ""
 
@@ -309,4 +319,19 @@ def resources(settings: Settings) -> dict[str, Any]:
         "registry": ModelRegistry(tracking_uri=settings.tracking_uri, artifacts=artifacts),
         "platform": _serving(settings),
         "releases": Releases(store=store),
+        "report_page": ReportPage(
+            path=str(settings.var.absolute() / "loop.html"),
+            dagit=settings.dagit_url.rstrip("/"),
+            mlflow=_mlflow_page(settings.tracking_uri),
+            rest_batches=settings.rest_batches,
+        ),
     }
+
+
+def _mlflow_page(tracking_uri: str) -> str:
+    """Returns where MLflow is looked at: its server, or where `make dev` shows the database."""
+    server = urlsplit(tracking_uri)
+    if server.scheme not in ("http", "https"):
+        return "http://127.0.0.1:5000"
+    host = server.netloc.rpartition("@")[2]  # what stands before it is a secret
+    return f"{server.scheme}://{host}{server.path.rstrip('/')}"
