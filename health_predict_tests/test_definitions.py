@@ -27,9 +27,10 @@ GROUPS = {
         "performance_estimate",
         "drift_report",
         "batch_performance",
+        "loop_report",
     },
 }
-PARTITIONED = {"future_batch", *GROUPS["monitoring"]}
+PARTITIONED = {"future_batch", *GROUPS["monitoring"]} - {"loop_report"}
 CHECKS = {
     "contract_is_kept": "encounters",
     "cohort_excludes_hospice_and_death": "encounters",
@@ -44,6 +45,7 @@ CHECKS = {
     "drift_within_bounds": "drift_report",
     "calibration_holds": "batch_performance",
     "no_concept_drift": "batch_performance",
+    "report_agrees_with_the_ledger": "loop_report",
 }
 BLOCKING = {
     "contract_is_kept",
@@ -118,13 +120,13 @@ def test_freshness_is_watched_where_age_does_harm(repository: dg.RepositoryDefin
     assert fresh == FRESH
 
 
-SLICES = {"bootstrap", "ingest_batch", "retrain", "deploy", "drill", "refresh_data"}
+SLICES = {"bootstrap", "ingest_batch", "retrain", "deploy", "drill", "report", "refresh_data"}
 
 
 def test_the_jobs_are_the_slices_of_the_graph_and_an_approval(
     repository: dg.RepositoryDefinition,
 ) -> None:
-    assert {job.name for job in JOBS} == {*SLICES, "approve"}
+    assert {job.name for job in JOBS} == {*SLICES, "approve", "reinstate"}
     assets = {
         job.name: {
             key.to_user_string()
@@ -147,7 +149,7 @@ def test_the_loop_is_on_by_default(repository: dg.RepositoryDefinition) -> None:
         "alerts",
         "run_failures",
     }
-    assert {s.name for s in repository.schedule_defs} == {"arriving_batches"}
+    assert {s.name for s in repository.schedule_defs} == {"arriving_batches", "daily_report"}
     for sensor in repository.sensor_defs:
         assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     for schedule in repository.schedule_defs:

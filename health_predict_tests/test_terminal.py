@@ -12,6 +12,7 @@ from health_predict.alerts import Alert, Outbox
 from health_predict.cli import main
 from health_predict.defs.facts import observations
 from health_predict.settings import Settings
+from health_predict.store import open_store
 from health_predict.terminal import status_lines
 from health_predict_tests.ticks import record
 
@@ -52,9 +53,8 @@ def test_a_state_is_told_with_what_was_decided_and_why(
     record(instance, "drift_report", "batch-0001", **drift, sentence="Major drift: by codes.")
     outcome = {"auc": 0.66, "expected_observed": 1.1, "within_bounds": True}
     record(instance, "batch_performance", "batch-0001", **outcome, sentence="E/O 1.10.")
-    settings.store.mkdir(parents=True)
     alert = Alert("drift", "Major drift of batch-0001", 0.0, "what", "did", "do", ())
-    Outbox(settings.alerts, []).settle([alert], among=())
+    Outbox(open_store(settings.store_uri), []).settle([alert], among=())
     told = lines(instance, settings)
     assert told["data"] == "synthetic (synthetic cohort)"
     assert told["champion"] == "version 1 (xgboost, initial)"

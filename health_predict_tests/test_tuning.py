@@ -1,7 +1,11 @@
-"""The search on Ray: nothing stays behind, and a trial that fails is named."""
+"""The search on Ray: nothing stays behind, and a trial that fails is named.
+
+How it fares on a cluster is in `test_ray_cluster`.
+"""
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +21,24 @@ from health_predict.tuning import search
 TRIALS, SEED = 4, 7
 
 
-@pytest.fixture(scope="module")
-def data() -> SearchData:
-    """Two features that tell only together: trees learn it, a logistic regression cannot."""
+def data_of_two_features(*, gap: bool = False, copies: int = 1) -> SearchData:
+    """Returns two features that tell only together: a tree learns it, a line cannot.
+
+    Args:
+        gap: whether a value is missing, which xgboost takes and a logistic regression does not.
+        copies: how often each row is repeated, where a fit shall take its time.
+    """
     x = np.random.default_rng(0).normal(size=(900, 4)).astype(np.float32)
     y = (x[:, 0] * x[:, 1] > 0).astype(int)
-    return SearchData(Sample(x[:600], y[:600]), Sample(x[600:], y[600:]))
+    if gap:
+        x[3, 0] = np.nan
+    train = Sample(np.tile(x[:600], (copies, 1)), np.tile(y[:600], copies))
+    return SearchData(train, Sample(x[600:], y[600:]))
+
+
+@pytest.fixture(scope="module")
+def data() -> SearchData:
+    return data_of_two_features()
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +58,15 @@ def said() -> list[str]:
 
 @pytest.fixture(scope="module")
 def found(data, temporary, said) -> SearchResult:
-    return search(data, trials=TRIALS, seed=SEED, say=said.append)
+    before = dict(os.environ)
+    result = search(data, trials=TRIALS, seed=SEED, say=said.append)
+    assert dict(os.environ) == before  # the token of this Ray, above all, is not for the next
+    return result
 
 
 def left_behind(temporary: Path) -> list[str]:
     """Returns the folders of searches that are still there, and Ray's processes in them."""
-    folders = [path.name for path in temporary.glob("hp-ray-*")]
+    folders = [path.name for path in temporary.glob("hp-*")]
     processes = []
     for process in psutil.process_iter(["cmdline", "status"]):
         command = " ".join(process.info["cmdline"] or [])
@@ -76,13 +95,10 @@ def test_no_process_and_no_file_of_a_search_stays(found, temporary):
     assert not Path(os.environ["HOME"], "ray_bootstrap_config.yaml").exists()
 
 
-def test_a_trial_that_fails_fails_the_search_by_name_and_leaves_nothing(data, temporary):
-    with_a_gap = data.train.x.copy()
-    with_a_gap[3, 0] = np.nan  # xgboost takes a missing value, a logistic regression does not
-    broken = SearchData(Sample(with_a_gap, data.train.y), data.validation)
+def test_a_trial_that_fails_fails_the_search_by_name_and_leaves_nothing(temporary):
     families = ["logistic_regression", "xgboost"]
     with pytest.raises(SearchError, match="1 of 2 trials failed, first logistic_regression with "):
-        search(broken, trials=2, seed=SEED, families=families)
+        search(data_of_two_features(gap=True), trials=2, seed=SEED, families=families)
     assert left_behind(temporary) == []
 
 
@@ -90,3 +106,29 @@ def test_a_search_without_time_is_an_error_that_names_the_budget(data, temporary
     with pytest.raises(SearchError, match="raise HEALTH_PREDICT_SEARCH_SECONDS"):
         search(data, trials=3, seed=SEED, seconds=0)
     assert left_behind(temporary) == []
+
+
+@pytest.mark.parametrize(
+    "address", ["head.example", "http://127.0.0.1:8265", "ray://127.0.0.1", "ray://127.0.0.1:x"]
+)
+def test_an_address_that_is_none_of_a_cluster_is_refused(data, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        SearchError, match=f"RAY_ADDRESS={address} is no address.* ray://HOST:10001"
+    ):
+        search(data, trials=3, seed=SEED)
+
+
+@pytest.mark.parametrize("form", ["ray://127.0.0.1:{}", "127.0.0.1:{}"])
+@pytest.mark.parametrize("listening", [False, True])
+def test_where_no_cluster_answers_the_address_and_the_remedy_are_named(
+    data, monkeypatch, form, listening
+):
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        if listening:
+            mute.listen()
+        address = form.format(mute.getsockname()[1])
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(SearchError, match=f"RAY_ADDRESS={address}: .*leave RAY_ADDRESS empty"):
+            search(data, trials=3, seed=SEED)
