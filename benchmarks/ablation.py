@@ -2,14 +2,12 @@
 
 The later encounters are foretold in five parts, each by a model learned from all before it: XGBoost
 and logistic regression with their defaults, on the shipped features, on these less one, and on
-these with one that was dropped. Writes `var/bench/ablation.json` and prints a Markdown table:
-differences in mean AUC to the shipped features, with standard errors. The rows were looked at when
-the features were chosen: this shows what each is worth, not how the choice would do on new rows.
+these with one that was dropped. Writes `var/bench/ablation.json` and a page: differences in mean
+AUC to the shipped features, with standard errors. The rows were looked at when the features were
+chosen: this shows what each is worth, not how the choice would do on new rows.
 """
 
 import os
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +19,8 @@ import click
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.loop import machine
-from benchmarks.prequential import Forecast, Part, Resampled, cohort, cut, keep
+from benchmarks.prequential import Forecast, Part, Resampled, cohort, cut
+from benchmarks.report import Run, table
 from health_predict import features, fitting
 from health_predict.features import Derived
 from health_predict.models import FAMILIES, Estimator, Sample
@@ -177,7 +175,7 @@ FITS: dict[str, Callable[[Sample, int], Estimator]] = {
 @click.option("--seed", default=lambda: Settings().seed, type=int)
 def main(data: str, label: LabelName, seed: int) -> None:
     """Runs the benchmark."""
-    began = time.monotonic()
+    run = Run("ablation", "What each feature is worth on later encounters")
     people, source = cohort(data, label)
     parts, tried = cut(people, PARTS), variants()
     forecasts: dict[tuple[str, str], Forecast] = {
@@ -187,17 +185,14 @@ def main(data: str, label: LabelName, seed: int) -> None:
         for key, foretold in foretell(part, tried, seed).items():
             forecasts[key].append(foretold)
     result = {
-        "machine": machine(),
         "data": source.caption,
         "sha256": source.sha256,
         "label": label,
         "seed": seed,
         "encounters": len(people),
         **differences(parts, tried, forecasts),
-        "seconds": round(time.monotonic() - began, 1),
     }
-    path = keep(result, "ablation")
-    sys.stdout.write(f"{table(result)}\n\n{result['seconds']} s, written to {path}\n")
+    run.publish({}, result, page(result))
 
 
 def foretell(part: Part, tried: list[Variant], seed: int) -> dict[tuple[str, str], np.ndarray]:
@@ -256,27 +251,26 @@ def differences(
     return {"shipped": shipped, "changes": changes}
 
 
-def table(result: dict[str, Any]) -> str:
-    """Returns the differences as a Markdown table, within each kind the largest loss first."""
+def page(result: dict[str, Any]) -> str:
+    """Returns the differences as Markdown, within each kind the largest loss first."""
     shipped = ", ".join(
         f"{family} {auc['mean_auc']:.4f} (between seeds ± {auc['seed_spread']:.4f})"
         for family, auc in result["shipped"].items()
     )
-    lines = [
-        f"\n{result['encounters']:,} {result['data']}, label `{result['label']}`: mean AUC over "
-        f"{PARTS} later parts with the shipped features: {shipped}\n",
-        "| change | | xgboost | logistic regression |",
-        "| --- | --- | ---: | ---: |",
-    ]
+    said = (
+        f"{result['encounters']:,} {result['data']}, label `{result['label']}`: mean AUC over "
+        f"{PARTS} later parts with the shipped features: {shipped}."
+    )
+    rows = []
     for kind in ("other", "without", "with"):
         changes = [change for change in result["changes"] if change["kind"] == kind]
         for change in sorted(changes, key=lambda change: change["xgboost"]["difference"]):
-            cells = " | ".join(
+            cells = (
                 f"{change[family]['difference']:+.4f} ± {change[family]['error']:.4f}"
                 for family in FITS
             )
-            lines.append(f"| {'' if kind == 'other' else kind} | {change['name']} | {cells} |")
-    return "\n".join(lines)
+            rows.append(("" if kind == "other" else kind, change["name"], *cells))
+    return f"{said}\n\n{table(('change', '', 'xgboost', 'logistic regression'), rows, text=2)}"
 
 
 if __name__ == "__main__":

@@ -2,25 +2,25 @@
 
 On encounters drawn by patient: batches that come from the reference's own world, and batches into
 which emergency admissions were put. Beside it what is usual: Evidently's defaults, and a
-Kolmogorov-Smirnov or chi-square test a column at .05. Then the seconds a decision takes against the
-bare tests. Writes `var/bench/drift.json` and prints Markdown.
+Kolmogorov-Smirnov or chi-square test a column at .05. Writes `var/bench/drift.json` and a page;
+what a decision costs is in `drift_cost`.
 """
 
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
-from benchmarks.loop import machine
-from benchmarks.prequential import cohort, keep
+from benchmarks.drift_cost import REFERENCE_ROWS, bare_tests, by_patient
+from benchmarks.prequential import cohort
+from benchmarks.report import Run, table
 from health_predict import features, schema
 from health_predict.column_drift import by_column
-from health_predict.drift import MAJOR, detect
+from health_predict.drift import MAJOR
 from health_predict.evidently_report import write_report
 from health_predict.separation import Chance, chance, separate
 from health_predict.settings import Settings
@@ -30,14 +30,12 @@ if TYPE_CHECKING:
 
 SIZES = (500, 1_000, 5_000)
 RATES = (0.01, 0.05)
-REFERENCE_ROWS = 10_000
 # The world that references and undrifted batches are drawn from: the first fifth, which the first
 # champion learns from. Over more of the table the world itself changes.
 WORLD_ROWS = 20_000
 DRAWS_A_CHANCE = 100
 # Evidently takes seconds a batch and answers nearly alike each time.
 USUAL_DRAWS = 10
-ROUNDS = 5
 EMERGENCY = ("admission_source_id", "admission_type_id")
 
 
@@ -75,21 +73,17 @@ Draw = Callable[[np.random.Generator], "tuple[pd.DataFrame, pd.DataFrame]"]
 @click.option("--seed", default=lambda: Settings().seed, type=int)
 def main(data: str, draws: int, shifted: int, seed: int) -> None:
     """Runs the benchmark."""
-    began = time.monotonic()
+    run = Run("drift", "How often the drift decision is wrong, and right")
     people, source = cohort(data, "any")
     world = people.iloc[:WORLD_ROWS]
     result: dict[str, Any] = {
-        "machine": machine(),
         "data": source.caption,
         "sha256": source.sha256,
         "seed": seed,
         "undrifted": [undrifted(world, rows, draws, seed) for rows in SIZES],
         "drifted": [drifted(people, shift, shifted, seed) for shift in SHIFTS],
-        "seconds_a_batch": [seconds_a_batch(world, rows, seed) for rows in SIZES],
     }
-    result["seconds"] = round(time.monotonic() - began, 1)
-    path = keep(result, "drift")
-    sys.stdout.write(f"{tables(result)}\n\n{result['seconds']} s, written to {path}\n")
+    run.publish(ratios(result), result, page(result))
 
 
 def undrifted(world: "pd.DataFrame", rows: int, draws: int, seed: int) -> dict[str, Any]:
@@ -118,17 +112,6 @@ def drifted(people: "pd.DataFrame", shift: Shift, draws: int, seed: int) -> dict
 
     found = _alarms(draw, shift.rows, draws, seed, shift.ignored)
     return {"shift": shift.name, "rows": shift.rows, **found}
-
-
-def by_patient(
-    frame: "pd.DataFrame", rows: int, rng: np.random.Generator
-) -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Returns so many rows of randomly drawn patients, and those of the others in random order."""
-    _, patient = np.unique(frame[schema.PATIENT], return_inverse=True)
-    order = np.argsort(rng.permutation(patient.max() + 1)[patient], kind="stable")
-    last = patient[order[rows - 1]]
-    others = order[rows:][patient[order[rows:]] != last]
-    return frame.iloc[order[:rows]], frame.iloc[others]
 
 
 def _alarms(
@@ -171,8 +154,6 @@ def usually(
     # What this project calls moved, for comparison: corrected, pooled, of some size.
     ours = [d.moved for d in by_column(reference, batch, {}) if d.column in columns]
     with TemporaryDirectory() as folder:
-        from pathlib import Path
-
         evidently = write_report(reference, batch, Path(folder)).drifted_share
     return {
         "columns_tested_at_0.05": float(np.mean(np.array(values) < 0.05)),
@@ -181,95 +162,35 @@ def usually(
     }
 
 
-def bare_tests(
-    reference: "pd.DataFrame", batch: "pd.DataFrame", columns: list[str]
-) -> Iterator[tuple[float, float]]:
-    """Yields p-value and population stability index of each column, nothing pooled or corrected."""
-    import pandas as pd
-    from scipy.stats import chi2_contingency, ks_2samp
-
-    for name in columns:
-        before, now = reference[name], batch[name]
-        if name in schema.COUNTS:
-            p_value = ks_2samp(before, now, method="asymp").pvalue
-            edges = np.unique(np.quantile(before, np.linspace(0, 1, 11)[1:-1]))
-            counts = [
-                np.bincount(np.searchsorted(edges, v, side="right"), minlength=len(edges) + 1)
-                for v in (before, now)
-            ]
-        else:
-            codes, levels = pd.factorize(pd.concat([before, now]))
-            parts = np.split(codes, [len(before)])
-            counts = [np.bincount(part, minlength=len(levels)) for part in parts]
-            p_value = chi2_contingency(counts).pvalue if len(levels) > 1 else 1.0
-        p, q = (np.maximum(c / c.sum(), 1e-4) for c in counts)
-        yield float(p_value), float(((q - p) * np.log(q / p)).sum())
-
-
-def seconds_a_batch(world: "pd.DataFrame", rows: int, seed: int) -> dict[str, Any]:
-    """Returns the medians over rounds: the whole decision, the joint test, the bare tests."""
-    batch, rest = by_patient(world, rows, np.random.default_rng(seed))
-    reference = rest.head(REFERENCE_ROWS)
-    far = Chance(1.4, 120, rows, len(reference))
-    risks = (np.full(len(reference), 0.4), np.full(len(batch), 0.4))
-
-    def decide() -> Any:
-        return detect(
-            reference, batch, far, probabilities=risks, flagged_from=0.5, importance={}, seed=seed
-        )
-
-    ways = {
-        "decision": decide,
-        "joint_test": lambda: separate(reference, batch, seed=seed),
-        "columns": lambda: by_column(reference, batch, {}),
-        "bare": lambda: list(bare_tests(reference, batch, list(features.MODELLED))),
-    }
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS + 1):  # alternating; the first round warms up
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            taken[name].append(time.perf_counter() - began)
-    seconds = {name: float(np.median(values[1:])) for name, values in taken.items()}
-    began = time.perf_counter()
-    chance(reference, rows, seed=seed)
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Returns how many undrifted batches are called drifted, over how many were meant to be."""
     return {
-        "rows": rows,
-        "ratio": seconds["decision"] / seconds["bare"],
-        **seconds,
-        "chance_once_a_champion": time.perf_counter() - began,
+        f"alarms at {float(rate):.0%} over what was asked for, {row['rows']:,} rows": share
+        / float(rate)
+        for row in result["undrifted"]
+        for rate, share in row["alarms"].items()
     }
 
 
-def tables(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any]) -> str:
     """Returns the figures as Markdown."""
-    lines = [
-        f"\n{result['data']}, batches drawn by patient\n",
-        "| batch | rows | alarms at 1 % | at 5 % | major | statistic "
-        "| columns: KS or chi-square at .05 | Evidently's defaults | moved, as shown here |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = (
+        *("batch", "rows", "alarms at 1 %", "at 5 %", "major", "statistic"),
+        *("columns: KS or chi-square at .05", "Evidently's defaults", "moved, as shown here"),
+    )
+    rows = []
     for row in (*result["undrifted"], *result["drifted"]):
         s, usual = row["statistic"], row["usual"]
-        lines.append(
-            f"| {row.get('shift', 'nothing drifted')} | {row['rows']:,} "
-            f"| {row['alarms']['0.01']:.1%} | {row['alarms']['0.05']:.1%} | {row['major']:.0%} "
-            f"| {s['mean']:.3f} ({s['low']:.3f} to {s['high']:.3f}) "
-            f"| {usual['columns_tested_at_0.05']:.0%} | {usual['evidently_columns']:.0%} "
-            f"| {usual['our_columns']:.0%} |"
+        rows.append(
+            (
+                *(row.get("shift", "nothing drifted"), f"{row['rows']:,}"),
+                *(f"{row['alarms']['0.01']:.1%}", f"{row['alarms']['0.05']:.1%}"),
+                *(f"{row['major']:.0%}", f"{s['mean']:.3f} ({s['low']:.3f} to {s['high']:.3f})"),
+                *(f"{usual['columns_tested_at_0.05']:.0%}", f"{usual['evidently_columns']:.0%}"),
+                f"{usual['our_columns']:.0%}",
+            )
         )
-    lines += [
-        "\n| rows | decision over bare tests | decision s | joint test | columns | bare "
-        "| chance, once a champion |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in result["seconds_a_batch"]:
-        lines.append(
-            f"| {row['rows']:,} | {row['ratio']:.1f} | {row['decision']:.2f} "
-            f"| {row['joint_test']:.2f} | {row['columns']:.2f} | {row['bare']:.2f} "
-            f"| {row['chance_once_a_champion']:.1f} |"
-        )
-    return "\n".join(lines)
+    return f"{result['data']}, batches drawn by patient\n\n{table(head, rows)}"
 
 
 if __name__ == "__main__":

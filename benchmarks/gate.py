@@ -3,12 +3,9 @@
 On the published table (or the synthetic cohort) a champion is fitted on the initial encounters and
 challengers of known faults on the same people. Each is judged on `--resamples` draws of 2,000
 encounters, whole patients at a time, from all held-out people; the equal challenger is refitted on
-a bootstrap of the learning patients each time. Writes `var/bench/gate.json` and prints a Markdown
-table.
+a bootstrap of the learning patients each time. Writes `var/bench/gate.json` and a page.
 """
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +17,7 @@ import click
 import numpy as np
 import pandas as pd
 
-from benchmarks.loop import BENCH, machine
+from benchmarks.report import Run, table
 from health_predict import encounters, features, fitting, gate, schema, splits
 from health_predict.change_control import Design, change_control
 from health_predict.evaluation import Verdict, judge
@@ -58,17 +55,20 @@ class Challenger:
     breaches: tuple[str, ...] = ()
 
 
+@click.command(help=__doc__)
+@click.option("--data", default="synthetic", show_default=True, help="As HEALTH_PREDICT_DATA.")
+@click.option("--resamples", default=200, show_default=True, type=click.IntRange(1))
 def main(data: str, resamples: int) -> None:
     """Runs the benchmark."""
+    run = Run("gate", "How often the gate is right about known challengers")
     snapshot = _snapshot(data)
     people = gate.people(splits.on_side(snapshot, "test"))
     with ProcessPoolExecutor(2) as pool:
         challengers = _challengers(snapshot, resamples, pool.map)
         rows = [_judged(one, people, resamples, pool.map) for one in challengers]
-    result = {"machine": machine(), "data": data, "resamples": resamples, "challengers": rows}
-    BENCH.mkdir(parents=True, exist_ok=True)
-    (BENCH / "gate.json").write_text(json.dumps(result, indent=2))
-    sys.stdout.write(_table(rows) + f"\nwritten to {BENCH / 'gate.json'}\n")
+    result = {"data": data, "resamples": resamples, "challengers": rows}
+    promoted = {f"{row['challenger']}, promoted of all": row["promoted"] for row in rows}
+    run.publish(promoted, result, page(rows))
 
 
 def _snapshot(data: str) -> pd.DataFrame:
@@ -209,26 +209,17 @@ def _drawn(patients: np.ndarray, seed: int) -> np.ndarray:
     return np.flatnonzero(place <= np.sort(place)[PEOPLE - 1])
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        f"| {row['challenger']} | {row['promoted']:.1%} | {row['called_better']:.1%} | "
-        f"{row['said'] or 'promoted'}: {row['said_share']:.1%} |"
+def page(rows: list[dict[str, Any]]) -> str:
+    """Returns the verdicts as Markdown."""
+    cells = [
+        (
+            *(row["challenger"], f"{row['promoted']:.1%}", f"{row['called_better']:.1%}"),
+            f"{row['said'] or 'promoted'}: {row['said_share']:.1%}",
+        )
         for row in rows
     ]
-    head = [
-        "| challenger | promoted | called better | says |",
-        "| --- | ---: | ---: | --- |",
-    ]
-    return "\n".join(head + lines)
-
-
-@click.command()
-@click.option("--data", default="synthetic", show_default=True)
-@click.option("--resamples", default=200, show_default=True)
-def command(data: str, resamples: int) -> None:
-    """Judges challengers of known worth."""
-    main(data, resamples)
+    return table(("challenger", "promoted", "called better", "says"), cells)
 
 
 if __name__ == "__main__":
-    command()
+    main()

@@ -1,62 +1,58 @@
 """Where the seconds go from a drift event to the verified new version serving.
 
 Turns the whole loop on the synthetic cohort in a state folder of its own and reads what each run
-recorded. Writes `var/bench/loop.json` and prints a Markdown table; shares first, because seconds
-are those of one machine.
+recorded. Writes `var/bench/loop.json` and a page; shares first, because seconds are those of one
+machine.
 """
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from health_predict import loop
-from health_predict.settings import ROOT
+import click
 
-BENCH = ROOT / "var" / loop.BENCH
+from benchmarks.report import BENCH, Run, table
 
 
-def main() -> None:
+@click.command(help=__doc__)
+@click.option("--rows", default=30_000, show_default=True, help="Rows of the synthetic cohort.")
+@click.option("--batches", default=6, show_default=True)
+def main(rows: int, batches: int) -> None:
     """Runs the benchmark."""
+    run = Run("loop", "From a drift event to the verified new version")
     state = BENCH / "state"
-    BENCH.mkdir(parents=True, exist_ok=True)
+    state.parent.mkdir(parents=True, exist_ok=True)
+    program = str(Path(sys.executable).with_name("health-predict"))
     subprocess.run(
-        [str(Path(sys.executable).with_name("health-predict")), "loop"],
+        [program, "loop", "--rows", str(rows), "--batches", str(batches)],
         env={**os.environ, "HEALTH_PREDICT_VAR": str(state)},
         check=True,
     )
-    story = json.loads((state / "loop.json").read_text())
-    result = {"machine": machine(), "data": story["data"], **story["seconds"]}
-    (BENCH / "loop.json").write_text(json.dumps(result, indent=2))
-    sys.stdout.write(table(result) + f"\nwritten to {BENCH / 'loop.json'}\n")
+    told = json.loads((state / "loop.json").read_text())
+    result: dict[str, Any] = {"data": told["data"], "rows": rows, **told["seconds"]}
+    run.publish(shares(result), result, page(result))
 
 
-def machine() -> dict[str, Any]:
-    """Returns what the figures were measured on."""
-    return {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def table(result: dict[str, Any]) -> str:
-    """Returns the newest promotion's course as a Markdown table."""
+def shares(result: dict[str, Any]) -> dict[str, float]:
+    """Returns part of the newest promotion's course -> its share of the whole, largest first."""
     newest = result["retrains"][-1]
-    total = newest["drift_to_served"]
-    rows = [
-        f"| {name} | {seconds / total:.0%} | {seconds:.1f} |"
-        for name, seconds in newest["parts"].items()
-    ]
-    head = [
-        f"\nDrift event to verified version {newest['version']} ({result['data']}): {total} s\n",
-        "| part | share | s |",
-        "| --- | ---: | ---: |",
-    ]
-    return "\n".join(head + rows)
+    parts = sorted(newest["parts"].items(), key=lambda part: -part[1])
+    return {f"{name}, of all": seconds / newest["drift_to_served"] for name, seconds in parts}
+
+
+def page(result: dict[str, Any]) -> str:
+    """Returns the newest promotion's course as Markdown."""
+    newest = result["retrains"][-1]
+    said = (
+        f"Drift event to verified version {newest['version']} ({result['data']}): "
+        f"{newest['drift_to_served']} s. First champion after {result['first_champion']} s, the "
+        f"whole loop {result['total']} s.\n\n"
+    )
+    rows = [(name, f"{seconds:.1f}") for name, seconds in newest["parts"].items()]
+    return said + table(("part", "s"), rows)
 
 
 if __name__ == "__main__":

@@ -1,112 +1,96 @@
-"""What it saves to train only when the loop decides to, and what it costs: the natural run.
+"""When to train: never, always, when the loop says so, and that with the gate deciding.
 
-All later encounters arrive in batches. Four policies meet them: the first champion for ever; a
-training after every batch; one when the loop decides so, from drift report, performance and
-`decide_retrain`; and the same with the gate, which refuses some, and the rest that follows. Called
-one after the other without Dagster; each trains XGBoost's default without a search. Writes
-`var/bench/policies.json` with every decision and its sentence.
+The loop's decisions are its own (`detect`, `assess`, `decide_retrain`, `gate.examine`), called one
+after the other without Dagster; what they are compared by is in `results`. Each training takes
+XGBoost's default without a search.
 """
 
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 
-from benchmarks.loop import machine
-from benchmarks.prequential import Forecast, Part, Resampled, cohort, figures, keep
-from health_predict import explanations, fitting, gate, metrics, splits
+from benchmarks.prequential import CANDIDATE, Forecast, Part, learn, probabilities
+from health_predict import explanations, fitting, gate, models, splits
 from health_predict.compiling import compile_pipeline
 from health_predict.defs.facts import Event, Run
 from health_predict.defs.retraining import Patience, decide_retrain
 from health_predict.drift import detect
 from health_predict.evaluation import Verdict
 from health_predict.fitting import Fitted
-from health_predict.models import FAMILIES, Candidate
 from health_predict.outcomes import assess
-from health_predict.schema import INPUTS
+from health_predict.schema import INPUTS, LABEL, LabelName
 from health_predict.scorer import Scorer
 from health_predict.separation import chance
-from health_predict.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RESAMPLES = 400
+NEVER, RECALIBRATED, ALWAYS = "never", "never, recalibrated", "always"
+GATED, REFUSED = "drift-gated", "drift-gated, the gate decides"
 REFERENCE_ROWS = 10_000
 EXPLAINED_ROWS = 200
-CANDIDATE = Candidate("xgboost", FAMILIES["xgboost"].default)
 
 
-@click.command(help=__doc__)
-@click.option("--data", default=lambda: Settings().data, help="As HEALTH_PREDICT_DATA.")
-@click.option("--batch-rows", default=5_000, type=click.IntRange(200))
-@click.option("--seed", default=lambda: Settings().seed, type=int)
-def main(data: str, batch_rows: int, seed: int) -> None:
-    """Runs the benchmark."""
-    began = time.monotonic()
-    people, source = cohort(data, "any")
-    batches = list(arriving(people, batch_rows))
+@dataclass(frozen=True)
+class Courses:
+    """How each policy fares on the batches.
+
+    Attributes:
+        forecasts: policy -> what its model of the day said of each batch.
+        trainings: policy -> how often it trained after the first champion.
+        decisions: of the two that follow the loop, an entry a batch.
+    """
+
+    forecasts: dict[str, Forecast]
+    trainings: dict[str, int]
+    decisions: dict[str, list[dict[str, Any]]]
+
+
+def courses(batches: list[Part], label: LabelName, seed: int) -> Courses:
+    """Returns the courses of all policies.
+
+    Args:
+        batches: what arrives, in order, each with all that was before it.
+        label: what is foretold.
+        seed: seed of everything.
+    """
     trained = [learn(batch.past, seed) for batch in batches]
+    first = trained[0]
     loops = {
-        "when the loop decides": Loop(batches, trained, seed, gated=False),
-        "when the loop decides, gated": Loop(batches, trained, seed, gated=True),
+        GATED: Loop(batches, trained, label, seed, gated=False),
+        REFUSED: Loop(batches, trained, label, seed, gated=True),
     }
-    forecasts: dict[str, Forecast] = {
-        "never": [probabilities(trained[0], batch) for batch in batches],
-        "every batch": [probabilities(m, b) for m, b in zip(trained, batches, strict=True)],
-        **{name: [loop.meet(batch) for batch in batches] for name, loop in loops.items()},
-    }
-    resampled = Resampled(batches, RESAMPLES)
-    every = resampled.mean_auc(forecasts["every batch"])
-    trainings = {
-        "never": 0,
-        "every batch": len(batches) - 1,  # the last batch's training meets no batch
-        **{name: len(loop.trainings) for name, loop in loops.items()},
-    }
-    result: dict[str, Any] = {
-        "machine": machine(),
-        "data": source.caption,
-        "sha256": source.sha256,
-        "seed": seed,
-        "batch_rows": batch_rows,
-        "batches": len(batches),
-        "policies": {
-            name: {
-                "trainings": trainings[name],
-                **compared(batches, forecast, resampled.mean_auc(forecast) - every),
-            }
-            for name, forecast in forecasts.items()
+    return Courses(
+        forecasts={
+            NEVER: [probabilities(first, batch.rows) for batch in batches],
+            RECALIBRATED: [
+                probabilities(recalibrated(first, batch.past), batch.rows) for batch in batches
+            ],
+            ALWAYS: [probabilities(m, b.rows) for m, b in zip(trained, batches, strict=True)],
+            **{name: [loop.meet(batch) for batch in batches] for name, loop in loops.items()},
         },
-        "decisions": {name: loop.decisions for name, loop in loops.items()},
-    }
-    result["seconds"] = round(time.monotonic() - began, 1)
-    path = keep(result, "policies")
-    sys.stdout.write(f"{tables(result)}\n\n{result['seconds']} s, written to {path}\n")
+        trainings={
+            NEVER: 0,
+            RECALIBRATED: 0,
+            ALWAYS: len(batches) - 1,  # the last batch's training meets no batch
+            **{name: len(loop.trainings) for name, loop in loops.items()},
+        },
+        decisions={name: loop.decisions for name, loop in loops.items()},
+    )
 
 
-def arriving(people: "pd.DataFrame", batch_rows: int) -> Iterator[Part]:
-    """Yields the batches of the later 80 %, each with all that was before it."""
-    calendar = splits.Calendar(len(people), batches=0, batch_rows=batch_rows)
-    for number in range(1, calendar.count + 1):
-        span = calendar.span(number)
-        yield Part(number, people.iloc[: span.start], people.iloc[span.start : span.stop])
-
-
-def learn(past: "pd.DataFrame", seed: int) -> Fitted:
-    """Returns what is learned from all encounters of the past."""
-    return fitting.learn(past, fitting.fit_preprocessor(past), CANDIDATE, seed=seed)
-
-
-def probabilities(fitted: Fitted, batch: Part) -> np.ndarray:
-    """Returns the probability of readmission of each encounter of a batch (n,)."""
-    foretold: np.ndarray = fitted.pipeline.predict_proba(batch.rows)[:, 1]
-    return foretold
+def recalibrated(fitted: Fitted, past: "pd.DataFrame") -> Fitted:
+    """Returns the model with its calibration, and nothing else, from the newest of the past."""
+    newest = splits.on_side(past, "validation").tail(fitting.CALIBRATION_ROWS)
+    preprocessor, calibrated = (fitted.pipeline[name] for name in ("preprocess", "classifier"))
+    classifier = calibrated.estimator.estimator  # inside calibration and `FrozenEstimator`
+    x = preprocessor.transform(newest).astype(np.float32)
+    y = newest[LABEL].to_numpy()
+    pipeline = models.pipeline(preprocessor, classifier, x, y, fitted.calibration)
+    return Fitted(pipeline, fitted.calibration, fitted.thresholds)
 
 
 @dataclass
@@ -116,6 +100,7 @@ class Loop:
     Attributes:
         batches: what arrives, in order.
         trained: what is learned from all that was before each batch.
+        label: what is foretold.
         seed: seed of everything.
         gated: whether a challenger has to pass the gate.
         version: the version in office.
@@ -127,6 +112,7 @@ class Loop:
 
     batches: list[Part]
     trained: list[Fitted]
+    label: LabelName
     seed: int
     gated: bool
     version: int = 1
@@ -140,7 +126,7 @@ class Loop:
 
     def meet(self, batch: Part) -> np.ndarray:
         """Returns what the champion says of a batch, and lets the loop decide what follows."""
-        foretold = probabilities(self.champion, batch)
+        foretold, scored_by = probabilities(self.champion, batch.rows), self.version
         self._watch(batch, foretold)
         decision = decide_retrain(
             self.events, self.runs, [], 0.0, champion=str(self.version), patience=Patience()
@@ -152,9 +138,11 @@ class Loop:
         self.decisions.append(
             {
                 "batch": batch.number,
-                "scored_by": newest["drift_report"]["champion_version"],
+                "scored_by": scored_by,
                 "statistic": newest["drift_report"]["statistic"],
                 "expected_observed": newest["batch_performance"]["expected_observed"],
+                "trained": self.trainings[-1:] == [batch.number],
+                "took_over": self.version != scored_by,
                 "decision": decision.sentence,
                 "verdict": verdict,
             }
@@ -222,7 +210,7 @@ class Loop:
             CANDIDATE,
             self.trained[place],
             in_office,
-            label="any",
+            label=self.label,
             harm=1.0,
             seed=self.seed,
         ).verdict
@@ -243,55 +231,3 @@ def importance(fitted: Fitted, window: "pd.DataFrame") -> dict[str, float]:
         rows = gate.held_out(window).tail(EXPLAINED_ROWS)[[*INPUTS]]
         explained = Scorer.load(Path(folder)).contributions(rows.to_dict("records"))
     return dict(explanations.global_importance(explained))
-
-
-def compared(batches: list[Part], forecast: Forecast, less_every: np.ndarray) -> dict[str, Any]:
-    """Returns the figures of one policy, its mean AUC also less that of training every batch."""
-    each = [
-        figures(batch.labels, foretold, batch.patients, resamples=RESAMPLES)
-        for batch, foretold in zip(batches, forecast, strict=True)
-    ]
-    low, high = metrics.interval(less_every[1:])
-    return {
-        "auc_less_every_batch": {"mean": float(less_every[0]), "low": low, "high": high},
-        "mean_auc": float(np.mean([row["auc"] for row in each])),
-        "mean_brier": float(np.mean([row["brier"] for row in each])),
-        "mean_miscalibration": float(np.mean([abs(r["expected_observed"] - 1) for r in each])),
-        "batches": each,
-    }
-
-
-def tables(result: dict[str, Any]) -> str:
-    """Returns the figures as Markdown: the policies, then each decision with its sentence."""
-    lines = [
-        f"\n{result['batches']} batches of {result['batch_rows']:,} {result['data']}; AUC with "
-        "95 % intervals resampled by patient\n",
-        "| trained | trainings | mean AUC less every batch | mean AUC "
-        "| mean abs(E/O - 1) | Brier |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in result["policies"].items():
-        less = row["auc_less_every_batch"]
-        lines.append(
-            f"| {name} | {row['trainings']} "
-            f"| {less['mean']:+.4f} [{less['low']:+.4f}, {less['high']:+.4f}] "
-            f"| {row['mean_auc']:.4f} | {row['mean_miscalibration']:.3f} "
-            f"| {row['mean_brier']:.4f} |"
-        )
-    for name, decisions in result["decisions"].items():
-        lines += [
-            f"\nTrained {name}:\n",
-            "| batch | by | drift | E/O | decision |",
-            "| ---: | ---: | ---: | ---: | --- |",
-        ]
-        for d in decisions:
-            said = f"{d['decision']} {d['verdict']}".replace("|", "/")
-            lines.append(
-                f"| {d['batch']} | v{d['scored_by']} | {d['statistic']:.3f} "
-                f"| {d['expected_observed']:.2f} | {said} |"
-            )
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 One model behind four services: the Bento as it is shipped, prediction log on; the same scorer
 behind Starlette and nothing else; FastAPI with pandas and the pipeline; `mlflow models serve`. Each
 round starts each anew, one at a time and in another order, compares its scores with the pipeline's
-and puts load on it. Writes `var/bench/serving.json` and prints Markdown; ratios first.
+and puts load on it. Writes `var/bench/serving.json` and a page.
 """
 
 import csv
@@ -27,7 +27,6 @@ import click
 
 from benchmarks import load
 from benchmarks.load import HOST, Load
-from benchmarks.loop import BENCH, machine
 from benchmarks.peers import prepared as preparing
 from benchmarks.peers.prepared import MEDIA_TYPES, Prepared
 from benchmarks.peers.running import (
@@ -39,7 +38,7 @@ from benchmarks.peers.running import (
     running,
     services,
 )
-from benchmarks.prequential import keep
+from benchmarks.report import BENCH, Run, table
 from health_predict.settings import Settings
 from health_predict.verification import TOLERANCE
 
@@ -74,12 +73,12 @@ class Measured:
 def main(data: str, rounds: int, seconds: float) -> None:
     """Runs the benchmark."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no service is left running
-    began = time.monotonic()
+    run = Run("serving", "Predictions a second, against the limit and what is usual")
     folder = BENCH / "serving"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _say("fitting, building the Bento, logging to MLflow")
-    prepared = _prepared(folder, data)
+    prepared = prepare(folder, data)
     compared = services(prepared, folder)
     ceiling = _ceiling(prepared, folder, seconds)
     measured = {service.name: Measured() for service in compared}
@@ -89,18 +88,16 @@ def main(data: str, rounds: int, seconds: float) -> None:
             _say(f"round {number + 1} of {rounds}: {service.name}")
             _measure(service, prepared, folder, seconds, measured[service.name])
     facts = {
-        **machine(),
         **{"data": prepared.data, "sha256": prepared.sha256, "model_bytes": prepared.model_bytes},
         **{"rounds": rounds, "seconds_of_load": seconds, "load_generator": ceiling},
-        "packages": {name: version(name) for name in ("bentoml", "fastapi", "mlflow", "uvicorn")},
-        "seconds": round(time.monotonic() - began, 1),
+        "versions": {name: version(name) for name in ("bentoml", "fastapi", "mlflow", "uvicorn")},
     }
     result = told(measured, facts, len(prepared.batch_scores))
-    path = keep(result, "serving")
-    sys.stdout.write(f"{tables(result)}\n\n{facts['seconds']} s, written to {path}\n")
+    run.publish(ratios(result), result, page(result))
 
 
-def _prepared(folder: Path, data: str) -> Prepared:
+def prepare(folder: Path, data: str) -> Prepared:
+    """Makes what the services need, in a process of its own; returns it."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers.prepared"]
     with (folder / "prepared.log").open("wb") as log:
         done = subprocess.run([*command, str(folder), data], stdout=log, stderr=log, check=False)
@@ -235,8 +232,8 @@ def told(measured: dict[str, Measured], facts: dict[str, Any], rows: int) -> dic
     shares = [one.client_share for m in measured.values() for n in CLIENTS for one in m.loads[n]]
     facts["load_generator"]["largest_share_of_a_core"] = max(shares)
     return {
-        "machine": facts,
-        "ratios": {
+        "circumstances": facts,
+        "compared": {
             name: {
                 str(clients): _over_rounds(
                     [
@@ -278,46 +275,61 @@ def _over_rounds(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def tables(result: dict[str, Any]) -> str:
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Returns our requests a second over those of each other service."""
+    return {
+        f"requests/s to {name}, {clients} clients": by_clients[str(clients)]["median"]
+        for name, by_clients in result["compared"].items()
+        for clients in CLIENTS
+    }
+
+
+def page(result: dict[str, Any]) -> str:
     """Returns the figures as Markdown."""
-    facts, names = result["machine"], [OURS, *result["ratios"]]
-    lines = [
-        f"\n{facts['data']}, XGBoost of the default size, one worker each, {facts['cores']} cores, "
-        f"{facts['rounds']} rounds: median (range)\n",
-        "| requests/s of health_predict over | 1 client | 8 clients | 64 clients |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for name, by_clients in result["ratios"].items():
-        cells = " | ".join(_range(by_clients[str(clients)], ".2f") for clients in CLIENTS)
-        lines.append(f"| {name} | {cells} |")
-    lines += [
-        "\n| service | clients | requests/s | p50 ms | p99 ms | CPU ms a request | errors |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name in names:
-        for clients in CLIENTS:
-            cell = result[name][str(clients)]
-            lines.append(
-                f"| {name} | {clients} | {cell['rps']:,.0f} | {cell['p50_ms']:.2f} "
-                f"| {cell['p99_ms']:.2f} | {cell['cpu_ms']:.2f} | {cell['errors']} |"
-            )
-    lines += ["\n| service | ready after s | MiB after load |", "| --- | ---: | ---: |"]
-    for name in names:
-        one = result[name]
-        lines.append(f"| {name} | {one['ready_s']:.1f} | {one['memory_mib']:,.0f} |")
+    facts, names = result["circumstances"], [OURS, *result["compared"]]
+    cells = [(name, n, result[name][str(n)]) for name in names for n in CLIENTS]
     batch = result["batch"]
-    lines += [f"\n| health_predict, batch of {batch['rows']:,} | rows/s |", "| --- | ---: |"]
-    lines += [f"| {name} | {_range(r, ',.0f')} |" for name, r in batch["rows_per_s"].items()]
-    if not batch["rows_per_s"]:
-        lines.append(f"| {_BATCH_PATH} answers 404: not measured | |")
+    rates = [(name, _range(r, ",.0f")) for name, r in batch["rows_per_s"].items()]
     asked = facts["load_generator"]
     ceiling = ", ".join(f"{rps:,.0f} with {n}" for n, rps in asked["rps"].items())
-    lines.append(
-        f"\nClients ask again once they are answered; scores were compared with the pipeline's "
-        f"before. The load generator asks a server that does nothing so often a second: {ceiling} "
-        f"clients; here it took at most {asked['largest_share_of_a_core']:.0%} of a core."
+    return "\n\n".join(
+        [
+            f"{facts['data']}, XGBoost of the default size, one worker each, {facts['rounds']} "
+            "rounds: median (range).",
+            table(
+                (f"requests/s of {OURS} over", *(f"{n} clients" for n in CLIENTS)),
+                [
+                    (name, *(_range(by_clients[str(n)], ".2f") for n in CLIENTS))
+                    for name, by_clients in result["compared"].items()
+                ],
+            ),
+            table(
+                ("service", "clients", "requests/s", "p50 ms", "p99 ms", "CPU ms", "errors"),
+                [
+                    (
+                        *(name, n, f"{one['rps']:,.0f}", f"{one['p50_ms']:.2f}"),
+                        *(f"{one['p99_ms']:.2f}", f"{one['cpu_ms']:.2f}", one["errors"]),
+                    )
+                    for name, n, one in cells
+                ],
+            ),
+            table(
+                ("service", "ready after s", "MiB after load"),
+                [
+                    (n, f"{result[n]['ready_s']:.1f}", f"{result[n]['memory_mib']:,.0f}")
+                    for n in names
+                ],
+            ),
+            table(
+                (f"{OURS}, batch of {batch['rows']:,}", "rows/s"),
+                rates or [(f"{_BATCH_PATH} answers 404: not measured", "")],
+            ),
+            "Clients ask again once they are answered; scores were compared with the pipeline's "
+            f"before. The load generator asks a server that does nothing so often a second: "
+            f"{ceiling} clients; here it took at most {asked['largest_share_of_a_core']:.0%} of a "
+            "core.",
+        ]
     )
-    return "\n".join(lines)
 
 
 def _range(values: dict[str, float], style: str) -> str:

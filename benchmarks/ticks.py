@@ -2,10 +2,9 @@
 
 Writes a history of batches into an instance of its own (SQLite in a temporary folder), then times
 ticks as the daemon makes them: the first with no cursor, the next with the one it left. Writes
-`var/bench/ticks.json` and prints Markdown.
+`var/bench/ticks.json` and a page.
 """
 
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any
 import click
 import dagster as dg
 
-from benchmarks.loop import machine
-from benchmarks.prequential import keep
+from benchmarks.report import Run, table
 from health_predict import processes
 from health_predict.definitions import assemble
 from health_predict.defs.partitions import batch_key, batches
@@ -47,6 +45,7 @@ FACTS: dict[str, dict[str, Any]] = {
 @click.option("--batches", "count", default=10_000, type=click.IntRange(1))
 def main(count: int) -> None:
     """Runs the benchmark."""
+    run = Run("ticks", "Ticks with a long history behind them")
     with TemporaryDirectory() as folder:
         settings = Settings(var=Path(folder), alert_webhook="http://127.0.0.1:9/never")
         home = processes.dagster_home(settings)
@@ -56,14 +55,12 @@ def main(count: int) -> None:
             written = time.monotonic() - began
             ticks = measure(instance, settings)
     result = {
-        "machine": machine(),
         "batches": count,
         "events": len(ASSETS) * count,
         "seconds_to_write": round(written, 1),
         "ticks": ticks,
     }
-    path = keep(result, "ticks")
-    sys.stdout.write(f"{table(result)}\n\nwritten to {path}\n")
+    run.publish(ratios(result, settings.sensor_interval), result, page(result))
 
 
 def write_history(instance: dg.DagsterInstance, count: int) -> None:
@@ -117,17 +114,23 @@ def measure(instance: dg.DagsterInstance, settings: Settings) -> dict[str, dict[
     return found
 
 
-def table(result: dict[str, Any]) -> str:
-    """Returns the seconds as a Markdown table."""
-    lines = [
-        f"\n{result['batches']:,} batches, {result['events']:,} events\n",
-        "| tick | first, no cursor, s | next, s |",
-        "| --- | ---: | ---: |",
+def ratios(result: dict[str, Any], interval: float) -> dict[str, float]:
+    """Returns each tick's seconds over those that lie between two, the dearest first."""
+    dearest = {name: max(seconds.values()) for name, seconds in result["ticks"].items()}
+    return {
+        f"{name}, of its {interval:.0f} s": seconds / interval
+        for name, seconds in sorted(dearest.items(), key=lambda tick: -tick[1])
+    }
+
+
+def page(result: dict[str, Any]) -> str:
+    """Returns the seconds as Markdown."""
+    said = f"{result['batches']:,} batches, {result['events']:,} events."
+    rows = [
+        (name, f"{seconds['first']:.2f}" if "first" in seconds else "", f"{seconds['next']:.2f}")
+        for name, seconds in result["ticks"].items()
     ]
-    for name, seconds in result["ticks"].items():
-        first = f"{seconds['first']:.2f}" if "first" in seconds else ""
-        lines.append(f"| {name} | {first} | {seconds['next']:.2f} |")
-    return "\n".join(lines)
+    return f"{said}\n\n{table(('tick', 'first, no cursor, s', 'next, s'), rows)}"
 
 
 if __name__ == "__main__":

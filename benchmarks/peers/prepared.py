@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.prequential import cohort, cut
-from benchmarks.results import refit
+from benchmarks.prequential import cohort, cut, learn
 from health_predict import experiments
 from health_predict.bundling import build_bento
 from health_predict.schema import INPUTS
@@ -74,7 +73,7 @@ def prepare(folder: Path, data: str) -> Prepared:
     seed = Settings().seed
     people, source = cohort(data, "any")
     past = cut(people, 1)[0].past
-    fitted = refit(past, 0, seed)
+    fitted = learn(past, seed)
     facts = {
         **{"name": "readmission", "version": "1", "run_id": "benchmark", "data": source.caption},
         **{"threshold": fitted.thresholds.value, "risk_bands": fitted.thresholds.bands},
