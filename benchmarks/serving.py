@@ -278,7 +278,7 @@ def _over_rounds(values: Sequence[float]) -> dict[str, float]:
 def ratios(result: dict[str, Any]) -> dict[str, float]:
     """Returns our requests a second over those of each other service."""
     return {
-        f"requests/s to {name}, {clients} clients": by_clients[str(clients)]["median"]
+        f"requests/s to {name}, {_clients(clients)}": by_clients[str(clients)]["median"]
         for name, by_clients in result["compared"].items()
         for clients in CLIENTS
     }
@@ -297,7 +297,7 @@ def page(result: dict[str, Any]) -> str:
             f"{facts['data']}, XGBoost of the default size, one worker each, {facts['rounds']} "
             "rounds: median (range).",
             table(
-                (f"requests/s of {OURS} over", *(f"{n} clients" for n in CLIENTS)),
+                (f"requests/s of {OURS} over", *map(_clients, CLIENTS)),
                 [
                     (name, *(_range(by_clients[str(n)], ".2f") for n in CLIENTS))
                     for name, by_clients in result["compared"].items()
@@ -330,6 +330,10 @@ def page(result: dict[str, Any]) -> str:
             "core.",
         ]
     )
+
+
+def _clients(count: int) -> str:
+    return "1 client" if count == 1 else f"{count} clients"
 
 
 def _range(values: dict[str, float], style: str) -> str:

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from health_predict import card_words
+from health_predict.card_words import TRIPOD_AI
 from health_predict.schema import LABEL, OUTCOME, POSITIVE_OUTCOMES
 
 EXPLAINED = 10
 """Features named in the explanation; the picture beside the card shows more."""
+
+_INTERVALS = ("brier", "expected_observed", "slope", "net_benefit")
+_TOO_FEW = "too few to say"
 
 
 class CardError(ValueError):
@@ -23,7 +27,11 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Performance:
-    """What the model is worth on people it never saw; fields as in `evaluation.Scores`."""
+    """What the model is worth on people it never saw.
+
+    Attributes as in `evaluation.Scores`; `intervals` has the ends of the 95 % interval of those that
+    have none beside them.
+    """
 
     n: int
     positives: int
@@ -34,6 +42,7 @@ class Performance:
     expected_observed: float
     slope: float
     net_benefit: float
+    intervals: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Subgroup:
         n: encounters.
         positives: readmissions among them.
         auc: AUC with its 95 % interval, or that there are too few people to say.
+        expected_observed: expected over observed readmissions, likewise.
         words: how it compares.
     """
 
@@ -52,6 +62,7 @@ class Subgroup:
     n: int
     positives: int
     auc: str
+    expected_observed: str
     words: str
 
 
@@ -234,18 +245,24 @@ def _predictors(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _performance(facts: Mapping[str, Any]) -> Performance:
-    fields = Performance.__dataclass_fields__
-    return Performance(**{field: _fact(facts, f"test.{field}") for field in fields})
+    fields = [field for field in Performance.__dataclass_fields__ if field != "intervals"]
+    ends = {
+        measure: (_fact(facts, f"intervals.{measure}.0"), _fact(facts, f"intervals.{measure}.1"))
+        for measure in _INTERVALS
+    }
+    return Performance(**{field: _fact(facts, f"test.{field}") for field in fields}, intervals=ends)
 
 
 def _subgroup(facts: Mapping[str, Any], place: int) -> Subgroup:
     def of_group(key: str) -> Any:
         return _fact(facts, f"groups.{place}.{key}")
 
-    auc = "too few to say"
+    auc = ratio = _TOO_FEW
     if facts["groups"][place].get("auc") is not None:
-        auc = _interval(of_group("auc"), of_group("auc_low"), of_group("auc_high"))
-    return Subgroup(of_group("group"), of_group("n"), of_group("positives"), auc, of_group("words"))
+        auc = _interval(of_group("auc"), (of_group("auc_low"), of_group("auc_high")))
+        ratio = f"{of_group('expected_observed'):.2f}"
+    known = (of_group(key) for key in ("group", "n", "positives"))
+    return Subgroup(*known, auc, ratio, of_group("words"))
 
 
 def _feedback(facts: Mapping[str, Any]) -> str:
@@ -259,8 +276,8 @@ def _summary(model: ModelCard) -> str:
     p = model.performance
     return (
         f"Predicts {model.label} after a hospital stay with diabetes. AUC "
-        f"{_interval(p.auc, p.auc_low, p.auc_high)} on {p.n:,} held-out encounters of the "
-        f"{model.data}.\n\n**The gate:** {model.verdict}"
+        f"{_interval(p.auc, (p.auc_low, p.auc_high))} on {p.n:,} held-out encounters of the "
+        f"{model.data}.\n\n**The gate:** {model.verdict}\n\n{card_words.MADE}"
     )
 
 
@@ -323,27 +340,46 @@ def _results(model: ModelCard) -> list[str]:
     return [
         "## Performance on held-out people",
         _table(
-            ("Measure", "Value", "How to read it"),
+            ("Measure", "Value [95 % interval]", "How to read it"),
             [
-                ("AUC", _interval(p.auc, p.auc_low, p.auc_high), "0.5 is chance, 1 perfect"),
-                ("Brier score", f"{p.brier:.4f}", "mean squared error of the probability"),
-                ("Expected/observed", f"{p.expected_observed:.2f}", "1 is calibrated in the large"),
+                ("AUC", _interval(p.auc, (p.auc_low, p.auc_high)), "0.5 is chance, 1 perfect"),
                 (
-                    "Calibration slope",
-                    f"{p.slope:.2f}",
-                    "below 1 the probabilities are too extreme",
+                    "Brier score",
+                    _interval(p.brier, p.intervals["brier"], 4),
+                    "mean squared error of the probability",
                 ),
                 (
                     f"Net benefit at {model.threshold:.4g}",
-                    f"{p.net_benefit:.4f}",
+                    _interval(p.net_benefit, p.intervals["net_benefit"], 4),
                     "foreseen readmissions an encounter, less the cost of needless interventions",
                 ),
             ],
         ),
+        card_words.INTERVALS,
+        "### Calibration",
+        _table(
+            ("Measure", "Value [95 % interval]", "How to read it"),
+            [
+                (
+                    "Expected/observed",
+                    _interval(p.expected_observed, p.intervals["expected_observed"], 2),
+                    "1 is calibrated in the large; above 1 more is said than happens",
+                ),
+                (
+                    "Slope",
+                    _interval(p.slope, p.intervals["slope"], 2),
+                    "1 is calibrated; below 1 the probabilities are too extreme",
+                ),
+            ],
+        ),
+        f"By {model.calibration}, fitted on newer validation people than the model learned from.",
         "### Subgroups",
         _table(
-            ("Group", "Encounters", "Readmissions", "AUC (95 % interval)", "In words"),
-            [(s.group, f"{s.n:,}", f"{s.positives:,}", s.auc, s.words) for s in model.subgroups],
+            ("Group", "Encounters", "Readmissions", "AUC", "Expected/observed", "In words"),
+            [
+                (s.group, f"{s.n:,}", f"{s.positives:,}", s.auc, s.expected_observed, s.words)
+                for s in model.subgroups
+            ],
         ),
         "### What moves the scores",
         _table(
@@ -359,11 +395,17 @@ def _caution(model: ModelCard) -> list[str]:
         _bullets(model.limitations),
         "## Patients whose care the model changed",
         model.feedback,
+        "## Where the items of TRIPOD+AI stand",
+        _table(
+            ("Item", "Here, or why not"),
+            [(f"{number} {name}", words) for number, (name, words) in enumerate(TRIPOD_AI, 1)],
+        ),
     ]
 
 
-def _interval(point: float, low: float, high: float) -> str:
-    return f"{point:.3f} [{low:.3f}, {high:.3f}]"
+def _interval(point: float, ends: tuple[float, float], digits: int = 3) -> str:
+    low, high = ends
+    return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ SYNTHETIC = (
     "**Synthetic data.** No row describes a real encounter. The figures below show that the "
     "platform works; they say nothing about patients."
 )
+MADE = "Made by `health-predict card` from what was registered with the version."
 OUT_OF_SCOPE = (
     "Diagnosis, or any decision taken without a clinician.",
     "Denying or rationing care: a low risk is no reason to withhold it.",
@@ -57,7 +58,86 @@ CALIBRATIONS = {
     "sigmoid": "Platt scaling (`sigmoid`): a logistic curve with two parameters",
     "isotonic": "isotonic regression (`isotonic`): the best-fitting curve that never falls",
 }
+INTERVALS = (
+    "Held-out people are the newest encounters of the test side: patients whom neither the search, "
+    "the fit nor the calibration has seen. Intervals are resampled by patient."
+)
 LABELS = {"any": "any later readmission", "30d": "a readmission within 30 days"}
+
+TRIPOD_AI = (
+    ("Title", "The first line: a prediction model, its population and its outcome."),
+    ("Abstract", "The paragraphs before *Use*."),
+    (
+        "Background",
+        "*Use*: for whom and for what. Of inequalities the source tells race, gender and age: "
+        "*Subgroups*.",
+    ),
+    ("Objectives", "Developed and evaluated, on patients of the same source."),
+    ("Data", "*Data*. The source holds no dates; which years it is from: *Limitations*."),
+    (
+        "Participants",
+        "Stays of 1 to 14 days with diabetes, in hospital; not those that end in death or "
+        "hospice. Drugs given are among the fields.",
+    ),
+    ("Data preparation", "A written contract, broken rows in quarantine; *Missing data*."),
+    (
+        "Outcome",
+        "*Data*. As the hospitals recorded it, without knowledge of a score; but see *Patients "
+        "whose care the model changed*.",
+    ),
+    ("Predictors", "*Predictors*, as recorded at discharge; chosen as `docs/models.md` tells."),
+    (
+        "Sample size",
+        "All there is, within the bounds of `docs/change-control.md`; intervals tell what it is "
+        "good for.",
+    ),
+    ("Missing data", "*Missing data*."),
+    (
+        "Analytical methods",
+        "`docs/models.md`: sides by patient, search, refit, calibration, threshold. The source "
+        "names no hospital: how much they differ cannot be told.",
+    ),
+    ("Class imbalance", "Nothing is done about it: probabilities would not mean what they say."),
+    (
+        "Fairness",
+        "No group of race, gender or age may be worse off beyond doubt; race is no predictor.",
+    ),
+    ("Model output", "A probability, a risk band, and 1 or 0 at the threshold: *Model*."),
+    (
+        "Training versus evaluation",
+        "Same source and rules; people judged on are other patients, and the newest.",
+    ),
+    ("Ethical approval", "None was sought: published data without names, or nobody's."),
+    (
+        "Open science",
+        "Code under Apache-2.0; the published data are open (CC BY 4.0); the protocol is "
+        "`docs/change-control.md`. Not registered; no funding and no interests are declared.",
+    ),
+    ("Patient and public involvement", "None."),
+    (
+        "Results: participants",
+        "How many and how many readmitted: *Data*. How they differ: `make eda`, and the "
+        "quarantine's table in Dagit.",
+    ),
+    ("Results: model development", "*Data*: learned from, judged on."),
+    (
+        "Results: model specification",
+        "*Model*, *Predictors*; the fitted object is in the MLflow run, its digest in the registry.",
+    ),
+    ("Results: model performance", "*Performance*, *Calibration*, *Subgroups*, with intervals."),
+    (
+        "Results: model updating",
+        "*Trained because* under *Model*; what may change by itself: `docs/change-control.md`.",
+    ),
+    ("Interpretation", "The gate's sentence at the top; *What moves the scores*."),
+    ("Limitations", "*Limitations*."),
+    (
+        "Usability",
+        "What is missing or new is scored by rule and named in a warning; what breaks the contract "
+        "is refused. What is still to be done: `docs/future.md`.",
+    ),
+)
+"""The 27 items of TRIPOD+AI (Collins et al. 2024), each with where the card tells it."""
 
 _FEATURES = {
     "gender": "Sex as recorded.",

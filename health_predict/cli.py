@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from health_predict.settings import Settings, silence_telemetry
+
+if TYPE_CHECKING:
+    from health_predict.tracking import Registry
 
 
 def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,6 +26,7 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         from pydantic import ValidationError
 
+        from health_predict.card import CardError
         from health_predict.encounters import DataError
         from health_predict.ledger import LedgerError
         from health_predict.loop import LoopError
@@ -39,7 +43,9 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
                 f"HEALTH_PREDICT_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()
             )
             raise click.ClickException(words) from None
-        except (DataError, LedgerError, LoopError, ProcessError, StoreError, OSError) as error:
+        except (CardError, DataError, LedgerError, LoopError) as error:
+            raise click.ClickException(str(error)) from None
+        except (ProcessError, StoreError, OSError) as error:
             raise click.ClickException(str(error)) from None
 
     return run
@@ -220,12 +226,32 @@ def ledger(as_json: bool, tail: int | None) -> None:
 
 def _anchor(settings: Settings) -> str | None:
     """Returns the digest of the newest entry as MLflow remembers it, None if it does not."""
+    registry = _registry(settings)
+    return registry.ledger_head() if registry else None
+
+
+def _registry(settings: Settings) -> "Registry | None":
     database = settings.tracking_uri.removeprefix("sqlite:///")
     if database != settings.tracking_uri and not Path(database).exists():
         return None  # to ask would make it
     from health_predict.tracking import Registry
 
-    return Registry(settings.tracking_uri, settings.artifacts).ledger_head()
+    return Registry(settings.tracking_uri, settings.artifacts)
+
+
+@main.command()
+@_plainly
+def card() -> None:
+    """Prints the model card of the champion, as Markdown."""
+    from health_predict import card as cards
+    from health_predict.loop import LoopError
+
+    settings = Settings.of_state()
+    registry = _registry(settings)
+    champion = registry.champion() if registry else None
+    if champion is None:
+        raise LoopError("there is no champion yet: run `make demo` or `make dev`")
+    click.echo(cards.render(cards.card(champion.facts)), nl=False)
 
 
 @main.command()

@@ -12,7 +12,7 @@ import numpy as np
 from health_predict import features
 from health_predict.change_control import Design, change_control
 from health_predict.compiling import Footprint, footprint
-from health_predict.evaluation import Verdict, judge
+from health_predict.evaluation import Verdict, intervals, judge
 from health_predict.fitting import CALIBRATION_ROWS, Fitted
 from health_predict.models import Candidate
 from health_predict.schema import INPUTS, LABEL, PATIENT, SIDE
@@ -48,11 +48,13 @@ class Examination:
         design: what the challenger is made of.
         quantiles: of its scores on the held-out people, from the lowest to the highest in steps
             of 5 %: what one person's score is shown against.
+        intervals: measure -> its 95 % interval on the held-out people.
     """
 
     verdict: Verdict
     design: Design
     quantiles: list[float]
+    intervals: dict[str, tuple[float, float]]
 
 
 def held_out(snapshot: "pd.DataFrame") -> "pd.DataFrame":
@@ -98,8 +100,9 @@ def examine(
         return Contender(pipeline.predict_proba(frame)[:, 1], threshold)
 
     challenger = contender(fitted.pipeline, fitted.thresholds.value)
+    crowd = people(frame)
     verdict = judge(
-        people(frame),
+        crowd,
         challenger,
         contender(champion.pipeline, champion.threshold) if champion else None,
         breaches=change_control().breaches(design),
@@ -108,7 +111,12 @@ def examine(
         seed=seed,
     )
     steps = np.linspace(0, 1, QUANTILES)
-    return Examination(verdict, design, np.quantile(challenger.probabilities, steps).tolist())
+    return Examination(
+        verdict,
+        design,
+        np.quantile(challenger.probabilities, steps).tolist(),
+        intervals(crowd, challenger, harm=harm, seed=seed),
+    )
 
 
 def _design(

@@ -46,6 +46,7 @@ NODE_SECONDS = 900.0
 
 _ANSWER_SECONDS = 5.0
 _NODE_ANSWER_SECONDS = 120.0
+_CANCEL_SECONDS = 15.0
 # What the same candidate on the same data needs to come to the same AUC, to the bit.
 _DECISIVE_PACKAGES = {"numpy", "scipy", "scikit-learn", "xgboost", "xgboost-cpu", "optuna"}
 _DECISIVE_MODULES = ("models", "search", "tuning")
@@ -296,8 +297,8 @@ def _run_there(order: _Order, data: SearchData, say: Say) -> SearchResult:
     heard = Queue(actor_options=head)
     box = [ray.put(data)]  # what is inside of a list is handed on as a reference, not as a copy
     running = ray.remote(max_retries=0, **head)(_runner).remote(order, box, heard)
-    _listen(running, heard, say)
     try:
+        _listen(running, heard, say)
         result: SearchResult = ray.get(running)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SearchError):
@@ -305,6 +306,10 @@ def _run_there(order: _Order, data: SearchData, say: Say) -> SearchResult:
         raise SearchError(f"the search failed in the Ray cluster: {error}") from error
     except ray.exceptions.RayError as error:
         raise SearchError(f"the search was lost in the Ray cluster: {error}") from error
+    except BaseException:  # given up here: asked to end, it takes its files away
+        ray.cancel(running)
+        ray.wait([running], timeout=_CANCEL_SECONDS)
+        raise
     return result
 
 

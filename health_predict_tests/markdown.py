@@ -14,7 +14,6 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
-_SUBSTITUTION = re.compile(r"\$\(((?:[^()]|\([^()]*\))*)\)")
 _PUNCTUATION = ";|&()<>\n"
 
 
@@ -55,7 +54,17 @@ class Code:
 
 @dataclass
 class Section:
-    """What stands between a heading and the next one, of whatever level."""
+    """What stands between a heading and the next one, of whatever level.
+
+    Attributes:
+        title: the heading.
+        line: where it stands, from 1.
+        prose: its paragraphs, code spans left out.
+        cells: those of its tables, code spans left out.
+        codes: its code spans, those of its tables too.
+        fences: its fenced blocks.
+        marks: its HTML comments.
+    """
 
     title: str
     line: int
@@ -63,6 +72,7 @@ class Section:
     cells: list[str] = field(default_factory=list)
     codes: list[Code] = field(default_factory=list)
     fences: list[Fence] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -71,17 +81,20 @@ class Page:
 
     Attributes:
         path: of the file.
-        marks: its HTML comments.
         anchors: what a link may name behind `#`.
         links: in order, images too.
         sections: in order; the first one, without title, is what stands before any heading.
     """
 
     path: Path
-    marks: list[str]
     anchors: set[str]
     links: list[Link]
     sections: list[Section]
+
+    @property
+    def marks(self) -> list[str]:
+        """Its HTML comments."""
+        return [mark for section in self.sections for mark in section.marks]
 
     @property
     def fences(self) -> list[Fence]:
@@ -96,7 +109,7 @@ class Page:
 def read(path: Path) -> Page:
     """Returns the page of a file."""
     tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8"))
-    page = Page(path, [], set(), [], [Section("", 1)])
+    page = Page(path, set(), [], [Section("", 1)])
     for place, token in enumerate(tokens):
         if token.type == "heading_open":
             title = _text(tokens[place + 1])
@@ -105,7 +118,7 @@ def read(path: Path) -> Page:
         elif token.type == "fence":
             page.sections[-1].fences.append(_fence(token, tokens[place - 1] if place else None))
         elif token.type == "html_block":
-            page.marks.extend(_COMMENT.findall(token.content))
+            page.sections[-1].marks.extend(_COMMENT.findall(token.content))
         elif token.type == "inline":
             _inline(page, token, tokens[place - 1].type)
     return page
@@ -120,9 +133,9 @@ def _fence(token: Token, before: Token | None) -> Fence:
 def _inline(page: Page, token: Token, opened: str) -> None:
     section, line = page.sections[-1], _line(token)
     if opened in ("td_open", "th_open"):
-        section.cells.append(_text(token))
+        section.cells.append(_text(token, code=False))
     elif opened != "heading_open":
-        section.prose.append(_text(token))
+        section.prose.append(_text(token, code=False))
     for child in token.children or []:
         if child.type == "code_inline":
             section.codes.append(Code(child.content, line))
@@ -136,11 +149,11 @@ def _line(token: Token) -> int:
     return token.map[0] + 1 if token.map else 0
 
 
-def _text(token: Token) -> str:
+def _text(token: Token, code: bool = True) -> str:
     """Returns the words of an inline token, without its markup."""
     words = []
     for child in token.children or []:
-        if child.type in ("text", "code_inline"):
+        if child.type == "text" or (code and child.type == "code_inline"):
             words.append(child.content)
         elif child.type in ("softbreak", "hardbreak"):
             words.append(" ")
@@ -157,6 +170,31 @@ def _anchor(title: str, taken: set[str]) -> str:
     return anchor
 
 
+def table(path: Path, *head: str) -> list[list[str]]:
+    """Returns the rows of the tables with this head, cells as they are written.
+
+    Raises:
+        AssertionError: the page has no such table.
+    """
+    rows: list[list[str]] = []
+    inside = found = False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not cells:
+            inside = False
+        elif cells == list(head):
+            inside = found = True
+        elif inside and set("".join(cells)) != {"-"} and set("".join(cells)) != {"-", ":"}:
+            rows.append(cells)
+    assert found, f"{path.name} has no table with the head {', '.join(head)}"
+    return rows
+
+
+def quoted(text: str) -> list[str]:
+    """Returns the code spans of a text."""
+    return re.findall(r"`([^`]*)`", text)
+
+
 def commands(script: str) -> Iterator[list[str]]:
     """Yields each simple command of a shell script as its words, redirections left out.
 
@@ -166,9 +204,9 @@ def commands(script: str) -> Iterator[list[str]]:
         ValueError: a quotation is not closed.
     """
     script = _without_comments(script.replace("\\\n", " "))
-    for inside in _SUBSTITUTION.findall(script):
+    plain, substituted = _substituted(script)
+    for inside in substituted:
         yield from commands(inside)
-    plain = _SUBSTITUTION.sub("SUBSTITUTED", script)
     lexer = shlex.shlex(plain, posix=True, punctuation_chars=_PUNCTUATION)
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     command: list[str] = []
@@ -186,6 +224,19 @@ def commands(script: str) -> Iterator[list[str]]:
             command.append(word)
     if command:
         yield command
+
+
+def _substituted(script: str) -> tuple[str, list[str]]:
+    """Returns a script with `SUBSTITUTED` for each `$(...)`, and what stood in them."""
+    start = script.find("$(")
+    if start < 0:
+        return script, []
+    depth, end = 1, start + 2
+    while depth and end < len(script):
+        depth += {"(": 1, ")": -1}.get(script[end], 0)
+        end += 1
+    rest, further = _substituted(script[end:])
+    return f"{script[:start]}SUBSTITUTED{rest}", [script[start + 2 : end - 1], *further]
 
 
 def _without_comments(script: str) -> str:

@@ -280,6 +280,16 @@ def test_marks_stand_where_the_values_are(width: float) -> None:
     assert (heights[0] - heights[2]) * 2 == pytest.approx(heights[2] - heights[1], abs=0.3)
 
 
+def test_a_value_is_not_written_on_the_threshold() -> None:
+    axis = Timeline(["1", "2"], [], WIDE)
+    drawn = timeline.drift(axis, [0.66, 0.9], [0.7] * 2, [0.52] * 2, ["no_action"] * 2)
+    (limit,) = [shape for shape in drawn.shapes if shape.kind == "limit"]
+    height = float(limit.path.split()[1].partition("L")[0])
+    values = [label for label in drawn.labels if label.kind == "value"]
+    assert [label.text for label in values] == ["0.66", "0.90"]
+    assert all(not top < height < bottom for _, top, _, bottom in (v.box for v in values))
+
+
 def test_the_days_that_are_named_are_evenly_spaced_however_many_there_are() -> None:
     for count in (12, 20, 60, 365):
         names = [str(number + 1) for number in range(count)]

@@ -1,7 +1,7 @@
-"""The platform on a cluster: values that the charts know, versions of the lock, no secret in a file.
+"""The platform on a cluster: values that the charts know, versions of the lock, no secret in sight.
 
-`chart_names.yaml` holds the charts' names; neither chart nor helm is here, so that what they make of
-the values is seen only where Dagster itself makes it: the pod of a run.
+`chart_names.yaml` holds the charts' names; neither chart nor helm is here, so that what they make
+of the values is seen only where Dagster itself makes it: the pod of a run.
 """
 
 import json
@@ -36,6 +36,7 @@ from health_predict.settings import ROOT, Settings
 
 PLATFORM = ROOT / "k8s" / "platform"
 NAMES = yaml.safe_load((Path(__file__).parent / "chart_names.yaml").read_text())
+CHARTS = ("dagster", "kuberay-operator")
 KUBERNETES = "1.36"
 NAMESPACE = "health-predict-platform"
 Object = dict[str, Any]
@@ -81,7 +82,7 @@ def unknown(given: Any, known: Any, at: str = "") -> list[str]:
 # The charts
 
 
-@pytest.mark.parametrize("chart", NAMES)
+@pytest.mark.parametrize("chart", CHARTS)
 def test_every_value_has_a_name_that_the_chart_knows(chart):
     assert unknown(values(chart), NAMES[chart]) == []
 
@@ -263,8 +264,10 @@ def ray_pods() -> list[Object]:
     ]
 
 
-def test_the_ray_cluster_is_of_the_version_of_the_package():
-    assert one("RayCluster", "health-predict-ray")["spec"]["rayVersion"] == locked("ray")
+def test_the_ray_cluster_is_of_the_version_of_the_package_and_has_names_that_kuberay_knows():
+    spec = one("RayCluster", "health-predict-ray")["spec"]
+    assert spec["rayVersion"] == locked("ray")
+    assert unknown(spec, NAMES["raycluster"]) == []
 
 
 @pytest.mark.parametrize("pod", ray_pods(), ids=["head", "node"])
@@ -434,7 +437,7 @@ NO_SECRETS = {"postgresqlSecretName", "secretName", "automountServiceAccountToke
 
 def test_no_secret_stands_in_a_file():
     assert not any(found["kind"] == "Secret" for found in documents())
-    given = {chart: values(chart) for chart in NAMES}
+    given = {chart: values(chart) for chart in CHARTS}
     places = literals([documents(), given])
     assert {place.rpartition(".")[2] for place in places} <= NO_SECRETS
     for path in PLATFORM.rglob("*"):

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ RAY = str(Path(sys.executable).with_name("ray"))
 HEAD, NODE, OTHER_NODE = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 TOKEN = "0123456789abcdef" * 2
 TRIALS, SEED = 6, 7
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 240
+ATTEMPTS = 3
+"""Ray gives a node half a minute to start, which on a busy machine may be too little."""
 
 SEARCH = """
 import json, sys
@@ -86,15 +89,26 @@ class RayCluster:
         command = [RAY, "start", "--block", "--disable-usage-stats", "--log-style=record"]
         command += ["--object-store-memory", str(256 * 2**20), "--dashboard-agent-listen-port=0"]
         command += ["--node-ip-address", address, *arguments]
-        with log.open("wb") as output:
-            self.nodes[address] = subprocess.Popen(
-                self._apart(command) if address != HEAD else command,
-                env=self.environment | {"TMPDIR": str(self.temporary)} | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        wait_until(lambda: "Ray runtime started" in log.read_text(errors="replace"), log)
+        for attempt in range(ATTEMPTS):
+            with log.open("wb") as output:
+                self.nodes[address] = subprocess.Popen(
+                    self._apart(command) if address != HEAD else command,
+                    env=self.environment | {"TMPDIR": str(self.temporary)} | environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                )
+            wait_until(partial(self._started_or_ended, address), log)
+            if "Ray runtime started" in log.read_text(errors="replace"):
+                return
+            self.stop(address)
+            assert attempt < ATTEMPTS - 1, log.read_text(errors="replace")
+
+    def _started_or_ended(self, address: str) -> bool:
+        log = (self.folder / f"{address}.log").read_text(errors="replace")
+        # A node that Ray gave up on keeps its process.
+        ended = "Traceback" in log or self.nodes[address].poll() is not None
+        return ended or "Ray runtime started" in log
 
     @property
     def temporary(self) -> Path:
@@ -115,6 +129,8 @@ class RayCluster:
     def stop(self, address: str) -> None:
         """Stops a node, as far as it can be made to without force."""
         process = self.nodes.pop(address)
+        if process.poll() is not None:
+            return
         family = [psutil.Process(process.pid), *self.family(process)]
         process.terminate()
         _, left = psutil.wait_procs(family, timeout=40)

@@ -192,7 +192,7 @@ def test_a_roll_back_that_moves_the_alias_is_no_promotion(ledger: Ledger, told: 
         (lambda story: {"promotions": story.promotions[:-1]}, "promotions"),
         (lambda story: {"promotions": story.promotions[:1] * 2}, "promotions"),
         (lambda story: {"refusals": []}, "refusals"),
-        (lambda story: {"refusals": ["Refused, in other words."]}, "refusals"),
+        (lambda story: {"refusals": [f"{why} Else." for why in story.refusals]}, "refusals"),
         (lambda story: {"rollbacks": []}, "roll-backs"),
     ],
 )

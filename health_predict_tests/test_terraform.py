@@ -188,6 +188,7 @@ WRONG = [
     ("name", "Health Predict", "3 to 24 small letters"),
     ("name", "a" * 25, "3 to 24 small letters"),
     ("environment", "prod", "use production"),
+    ("deployment", "local", "use host or kubernetes"),
     ("region", "Ireland", "eu-west-1"),
     ("zone", "eu-west-1a", "from a to f"),
     ("vpc_cidr", "8.8.0.0/16", "private range"),
@@ -258,6 +259,7 @@ def test_the_machine_is_reached_by_session_manager_alone(everything):
         assert command.startswith("aws ssm start-session --region eu-west-1 --target i-")
     assert "portNumber=3000," in everything.outputs["tunnels"]["dagit"]
     assert "portNumber=5000," in everything.outputs["tunnels"]["mlflow"]
+    assert "portNumber=3500," in everything.outputs["tunnels"]["service"]
 
 
 # The machine

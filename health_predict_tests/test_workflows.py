@@ -97,6 +97,10 @@ def test_ci_checks_style_types_definitions_tests_graph_image_manifests_and_infra
     for target in ("lint", "validate", "test", "check-graph", "lint-k8s", "lint-iac", "demo"):
         assert re.search(rf"\bmake {target}$", run, re.MULTILINE), target
     assert 'make test TESTS="-m container"' in run
+    (dockerfile, target) = re.findall(r"docker build .*--file (\S+) --target (\w+) \.$", run, re.M)[
+        0
+    ]
+    assert f" AS {target}\n" in (ROOT / dockerfile).read_text()
     for command in ("fmt -check", "validate"):
         assert re.search(rf"^terraform -chdir=iac {command}", run, re.MULTILINE), command
 

@@ -35,7 +35,9 @@ locals {
   }
 
   user_data = templatefile("${path.module}/templates/user_data.sh.tftpl", {
+    bucket     = aws_s3_bucket.store.bucket
     data       = local.data
+    deployment = var.deployment
     docker     = local.docker
     downloads  = local.downloads
     log_group  = aws_cloudwatch_log_group.containers.name
@@ -44,7 +46,6 @@ locals {
     repository = aws_ecr_repository.service.name
     revision   = var.source_revision
     source_url = var.source_url
-    store      = "s3://${aws_s3_bucket.store.bucket}/store"
     volume_id  = aws_ebs_volume.data.id
   })
 }

@@ -13,7 +13,7 @@ output "shell" {
 output "tunnels" {
   description = "Commands that bring the machine's user interfaces to http://127.0.0.1, one each; they run until ended."
   value = {
-    for name, port in { dagit = 3000, mlflow = 5000 } : name => join(" ", [
+    for name, port in { dagit = 3000, mlflow = 5000, service = 3500 } : name => join(" ", [
       "aws ssm start-session --region ${var.region} --target ${aws_instance.host.id}",
       "--document-name AWS-StartPortForwardingSession",
       "--parameters 'portNumber=${port},localPortNumber=${port}'",

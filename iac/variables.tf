@@ -62,6 +62,18 @@ variable "environment" {
   }
 }
 
+variable "deployment" {
+  description = "Where the service runs on the machine: `host`, supervised beside Dagster, or `kubernetes`, in Minikube."
+  type        = string
+  default     = "host"
+  nullable    = false
+
+  validation {
+    condition     = contains(["host", "kubernetes"], var.deployment)
+    error_message = "deployment is '${var.deployment}': use host or kubernetes."
+  }
+}
+
 variable "region" {
   description = "AWS region of everything."
   type        = string

@@ -56,13 +56,20 @@ def run_facts(
 def model_facts(
     examination: gate.Examination, fitted: Fitted, explained: Contributions
 ) -> dict[str, Any]:
-    """Returns what is known of a challenger: design, threshold, scores, groups, importance."""
+    """Returns what is known of a challenger: design, threshold, scores, groups, importance.
+
+    Of a constant forecast some measures have no interval: it is None.
+    """
     verdict = examination.verdict
     return {
         **asdict(examination.design),
         "threshold_reason": fitted.thresholds.reason,
         "risk_bands": fitted.thresholds.bands,
         "test": _finite(verdict.challenger),
+        "intervals": {
+            name: list(ends) if all(map(math.isfinite, ends)) else None
+            for name, ends in examination.intervals.items()
+        },
         "population": {"n": verdict.challenger.n, "quantiles": examination.quantiles},
         "groups": [asdict(group) for group in verdict.groups],
         "importance": explanations.global_importance(explained),

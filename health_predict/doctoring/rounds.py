@@ -29,7 +29,7 @@ _BACKUP = "read the message; if what is there is damaged, restore it from a back
 _DAGSTER = ("health_predict.definitions", "health_predict.defs.automation")
 _MLFLOW = ("health_predict.tracking", "mlflow")
 # boto3 tries four times, with pauses, what may pass.
-_PATIENT_SECONDS = 10.0
+_PATIENT_SECONDS = 12.0
 # What asks this machine alone cannot wait for long, but may compute: beside a training too.
 _LOCAL_SECONDS = 30.0
 
@@ -100,7 +100,7 @@ def _models(
         (models.CHAMPION, lambda: models.champion(mlflow(), known()), older),
         (models.LEDGER, lambda: models.ledger(settings, mlflow(), known()), _BACKUP),
     ):
-        yield Check(part, look, remedy, _MLFLOW, 2 * _PATIENT_SECONDS)
+        yield Check(part, look, remedy, _MLFLOW, _PATIENT_SECONDS)
 
 
 def _kept(settings: Settings) -> Iterator[Check]:
@@ -147,4 +147,4 @@ def _service(
         return service.local(settings, started, version, on_its_way)
 
     remedy = "read the newest log of the service; it hangs, or the way to it does"
-    return Check(service.SERVICE, look, remedy, (*_DAGSTER, *_MLFLOW), 2 * _PATIENT_SECONDS)
+    return Check(service.SERVICE, look, remedy, (*_DAGSTER, *_MLFLOW), _PATIENT_SECONDS)

@@ -68,7 +68,7 @@ def daemon_of(settings: Settings) -> psutil.Process | None:
 
 def _stopped(settings: Settings, last: str) -> Finding:
     if "daemon" not in processes.started(settings):
-        return Finding(DAEMON, "off", f"not running, and nothing was left unstopped; {last}", _DEV)
+        return Finding(DAEMON, "off", f"stopped in order; {last}", _DEV)
     log = settings.var / "logs" / "daemon.log"
     seen = f"daemon not running, though nobody stopped it; {last}"
     return Finding(DAEMON, "wrong", seen, f"read the end of {log}, then {_DEV} again")
