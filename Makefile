@@ -31,8 +31,9 @@ ROWS ?= 30000
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev serve test lint lint-k8s bench bench-hpo bench-gate bench-drift \
-  bench-ticks bench-serving results ablation policies minikube-up minikube-down lock clean
+.PHONY: help install demo dev serve doctor test lint validate check-graph lint-k8s lint-iac eda \
+  bench bench-loop bench-hpo bench-gate bench-drift bench-ticks bench-serving bench-scaling results \
+  ablation policies screenshots docs minikube-up minikube-down lock clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +63,9 @@ dev: $(READY)  ## Dagit, daemon, MLflow UI and service on the same state.
 serve: $(READY)  ## The champion behind POST /predict, in the foreground.
 	$(BIN)/health-predict serve
 
+doctor: $(READY)  ## Every part, its state, and the remedy of what is wrong.
+	$(BIN)/health-predict doctor
+
 test: $(READY)  ## All tests; TESTS="-k drift" for some.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
 
@@ -70,6 +74,12 @@ lint: $(READY)  ## Style, types, definitions.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/dg check defs
+
+validate: $(READY)  ## Whether the code location loads, as Dagster's own command says.
+	$(BIN)/dagster definitions validate -w workspace.yaml
+
+check-graph: $(READY)  ## The graph materialised once, small; asset checks are the gate.
+	$(BIN)/python -W ignore -m health_predict.graph_check --data "$(DATA)"
 
 CHECKOV := var/tools/checkov/bin/checkov
 $(CHECKOV):
@@ -80,14 +90,28 @@ lint-k8s: $(READY) $(CHECKOV)  ## Manifests against schemas and checkov, scripts
 	CHECKOV=$(CHECKOV) $(BIN)/python -m pytest -q -rs health_predict_tests/test_manifests.py \
 	  health_predict_tests/test_minikube_scripts.py
 
+lint-iac: $(READY) $(CHECKOV)  ## Terraform and the host's scripts: schemas, checkov, shellcheck.
+	CHECKOV=$(CHECKOV) $(BIN)/python -m pytest -q -rs health_predict_tests/test_terraform.py \
+	  health_predict_tests/test_teardown.py health_predict_tests/test_first_boot.py \
+	  health_predict_tests/test_host_compose.py health_predict_tests/test_host_scripts.py
+
+eda: $(READY)  ## What the data are, and a baseline: var/eda/01_eda_baseline.html
+	$(BIN)/python -m notebooks.render --data "$(DATA)"
+
 minikube-up:  ## Minikube as a release wants to find it.
 	k8s/minikube-up
 
 minikube-down:  ## Stops it.
 	k8s/minikube-down
 
-bench: $(READY)  ## Where the seconds go from drift to the new version serving: var/bench/loop.json
+bench: $(READY)  ## What ends within a quarter of an hour, one after the other: var/bench/README.md
+	$(BIN)/python -W ignore -m benchmarks.suite
+
+bench-loop: $(READY)  ## Where the seconds go from drift to the new version serving.
 	$(BIN)/python -m benchmarks.loop
+
+bench-scaling: $(READY)  ## Seconds and memory of each step at x1, x10, x100 rows.
+	$(BIN)/python -W ignore -m benchmarks.scaling
 
 bench-hpo: $(READY)  ## What a search costs, against one process and the usual way: var/bench/hpo.json
 	$(BIN)/python -W ignore -m benchmarks.hpo --data "$(DATA)"
@@ -112,6 +136,13 @@ policies: $(READY)  ## Trained when the loop decides, against every batch: var/b
 
 ablation: $(READY)  ## What each feature is worth on later parts: var/bench/ablation.json
 	$(BIN)/python -W ignore -m benchmarks.ablation --data "$(DATA)"
+
+screenshots: $(READY)  ## The pictures of the docs, of the state that `make demo` left.
+	$(BIN)/python -W ignore docs/screenshots.py
+
+docs: $(READY)  ## What is generated in docs/: settings, and the card of the champion.
+	$(BIN)/health-predict settings --markdown > docs/settings.md
+	$(BIN)/health-predict card > docs/model-card.md
 
 # Needs uv, which only whoever changes the dependencies has to have.
 lock:  ## Make both lock files anew from pyproject.toml.

@@ -29,8 +29,8 @@ class CardError(ValueError):
 class Performance:
     """What the model is worth on people it never saw.
 
-    Attributes as in `evaluation.Scores`; `intervals` has the ends of the 95 % interval of those that
-    have none beside them.
+    Attributes as in `evaluation.Scores`; `intervals` has the ends of the 95 % interval of those
+    that have none beside them.
     """
 
     n: int
@@ -372,7 +372,7 @@ def _results(model: ModelCard) -> list[str]:
                 ),
             ],
         ),
-        f"By {model.calibration}, fitted on newer validation people than the model learned from.",
+        f"{model.calibration}. Fitted on the newest people of the validation side.",
         "### Subgroups",
         _table(
             ("Group", "Encounters", "Readmissions", "AUC", "Expected/observed", "In words"),

@@ -122,7 +122,8 @@ TRIPOD_AI = (
     ("Results: model development", "*Data*: learned from, judged on."),
     (
         "Results: model specification",
-        "*Model*, *Predictors*; the fitted object is in the MLflow run, its digest in the registry.",
+        "*Model*, *Predictors*; the fitted object is in the MLflow run, its digest in the "
+        "registry.",
     ),
     ("Results: model performance", "*Performance*, *Calibration*, *Subgroups*, with intervals."),
     (

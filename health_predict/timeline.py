@@ -301,7 +301,7 @@ def _gapped(timeline: Timeline, heights: Sequence[float | None]) -> str:
     parts: list[list[tuple[float, float]]] = [[]]
     for index, height in enumerate(heights):
         if height is None:
-            continue
+            parts.append([])
         else:
             parts[-1].append((timeline.x(index), height))
     return "".join(line(part) for part in parts)

@@ -6,14 +6,20 @@ of a fitted pipeline.
 
 import copy
 import json
+import re
 from dataclasses import asdict, fields
 
 import pytest
+from click.testing import CliRunner
 
 from health_predict import card_words, features, schema
 from health_predict.card import CardError, ModelCard, card, render
+from health_predict.cli import main
 from health_predict.explanations import global_importance
 from health_predict.scorer import Scorer
+from health_predict.settings import ROOT
+from health_predict.tracking import CHAMPION, MODEL
+from health_predict_tests import markdown
 
 GROUPS = [
     {
@@ -23,6 +29,7 @@ GROUPS = [
         "auc": 0.671,
         "auc_low": 0.64,
         "auc_high": 0.7,
+        "expected_observed": 1.04,
         "words": "AUC +0.004 (standard error 0.003)",
     },
     {
@@ -32,6 +39,7 @@ GROUPS = [
         "auc": None,
         "auc_low": None,
         "auc_high": None,
+        "expected_observed": None,
         "words": "too few to say",
     },
 ]
@@ -71,6 +79,12 @@ def registered(compiled, cohort) -> dict:
             "slope": 0.97,
             "net_benefit": 0.1412,
         },
+        "intervals": {
+            "brier": [0.2101, 0.2325],
+            "expected_observed": [0.96, 1.11],
+            "slope": [0.81, 1.13],
+            "net_benefit": [0.1198, 0.1621],
+        },
         "groups": GROUPS,
         "importance": global_importance(told),
         "trigger": "drift in batch-002: 0.73 against 0.70",
@@ -87,7 +101,7 @@ KEYS = [
     *("name", "version", "run_id", "family", "params", "data", "data_sha256", "label", "window"),
     *("fingerprint", "train_rows", "features", "calibration", "threshold", "threshold_reason"),
     *("risk_bands", "test", "groups", "importance", "trigger", "verdict", "git_revision"),
-    *("dagster_run_id", "trained_at", "intended_use", "feedback"),
+    *("dagster_run_id", "trained_at", "intended_use", "feedback", "intervals"),
 ]
 MEASURES = [
     *("n", "positives", "auc", "auc_low", "auc_high", "brier", "expected_observed", "slope"),
@@ -137,7 +151,9 @@ def test_a_missing_measure_is_named(facts, measure):
         card(facts)
 
 
-@pytest.mark.parametrize("key", ["group", "n", "positives", "words", "auc_low"])
+@pytest.mark.parametrize(
+    "key", ["group", "n", "positives", "words", "auc_low", "expected_observed"]
+)
 def test_a_missing_fact_of_a_group_is_named(facts, key):
     del facts["groups"][0][key]
     with pytest.raises(CardError, match=f"'groups.0.{key}'"):
@@ -242,3 +258,104 @@ def test_a_bar_or_a_new_line_in_a_fact_does_not_break_the_tables(facts):
 
 def test_a_card_is_plain_values(facts):
     assert json.loads(json.dumps(asdict(card(facts))))["performance"]["n"] == 2_000
+
+
+@pytest.mark.parametrize("measure", ["brier", "expected_observed", "slope", "net_benefit"])
+def test_a_measure_without_its_interval_is_named(facts, measure):
+    facts["intervals"][measure] = None
+    with pytest.raises(CardError, match=f"'intervals.{measure}"):
+        card(facts)
+
+
+def test_every_measure_has_its_interval_on_the_page(facts):
+    page = render(card(facts))
+    for words in [
+        "0.2213 [0.2101, 0.2325]",
+        "1.03 [0.96, 1.11]",
+        "0.97 [0.81, 1.13]",
+        "0.1412 [0.1198, 0.1621]",
+        "| gender: Female | 1,080 | 500 | 0.671 [0.640, 0.700] | 1.04 |",
+        "| age: [0-10) | 7 | 1 | too few to say | too few to say |",
+    ]:
+        assert words in page
+
+
+def test_each_item_of_tripod_ai_is_answered_and_every_section_it_names_is_there(facts, tmp_path):
+    page = tmp_path / "card.md"
+    page.write_text(render(card(facts)))
+    titles = " ".join(section.title for section in markdown.read(page).sections)
+    answered = markdown.table(page, "Item", "Here, or why not")
+    assert [row[0].split()[0] for row in answered] == [str(number) for number in range(1, 28)]
+    for _, words in answered:
+        for name in re.findall(r"\*(?!\*)([^*]+)\*", words):
+            if name not in ("Missing data", "Trained because"):  # a paragraph and a row
+                assert name in titles, name
+
+
+def empty_places(path) -> list[str]:
+    """Returns the sections without content and the cells without a value of a card."""
+    page = markdown.read(path)
+    said = [s for s in page.sections if s.title and not (s.prose or s.cells or s.codes)]
+    cells = [
+        line
+        for line in path.read_text().splitlines()
+        if re.search(r"\|\s*(?:None|nan|\[\]|\{\})?\s*\|", line)
+    ]
+    return [section.title for section in said] + cells
+
+
+def test_the_card_in_the_docs_has_every_section_and_no_empty_place(facts, tmp_path):
+    expected = tmp_path / "card.md"
+    expected.write_text(render(card({**facts, "data": "synthetic cohort"})))
+    written = ROOT / "docs" / "model-card.md"
+    titles = [section.title for section in markdown.read(written).sections]
+    wanted = [section.title for section in markdown.read(expected).sections]
+    # How many predictors there are, and which version it is, is that of the champion.
+    assert [re.sub(r"\d+", "", title) for title in titles] == [
+        re.sub(r"\d+", "", title) for title in wanted
+    ]
+    assert empty_places(written) == []
+    assert "> **Synthetic data.**" in written.read_text()
+
+
+@pytest.mark.parametrize("blank", ["| Family |  |", "| Family | None |", "| Family | nan |"])
+def test_an_empty_place_would_be_found(facts, tmp_path, blank):
+    page = tmp_path / "card.md"
+    page.write_text(render(card(facts)).replace("| Family | xgboost |", blank))
+    assert empty_places(page) == [blank]
+
+
+@pytest.fixture
+def registry(facts, tmp_path, monkeypatch):
+    """A state folder whose MLflow knows one champion."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("HEALTH_PREDICT_VAR", str(tmp_path))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}", f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_registered_model(MODEL)
+    tags = {"family": facts["family"], "facts": json.dumps(facts)}
+    version = client.create_model_version(MODEL, source=tmp_path.as_uri(), tags=tags)
+    client.set_registered_model_alias(MODEL, CHAMPION, version.version)
+    return client
+
+
+def test_the_command_prints_the_card_of_the_champion(facts, registry):
+    told = CliRunner().invoke(main, ["card"])
+    assert told.exit_code == 0, told.output
+    assert told.output == render(card(facts))
+
+
+def test_a_version_that_was_registered_with_too_little_is_named_by_the_command(facts, registry):
+    del facts["intervals"]
+    registry.set_model_version_tag(MODEL, "1", "facts", json.dumps(facts))
+    told = CliRunner().invoke(main, ["card"])
+    assert told.exit_code == 1
+    assert "the facts have no 'intervals" in told.output
+
+
+def test_without_a_champion_the_command_says_how_to_get_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEALTH_PREDICT_VAR", str(tmp_path))
+    told = CliRunner().invoke(main, ["card"])
+    assert told.exit_code == 1
+    assert "make demo" in told.output
+    assert list(tmp_path.iterdir()) == []

@@ -41,6 +41,8 @@ if name == "curl":
     tampered = (machine / "tampered").exists() and "minikube" in url
     Path(arguments[arguments.index("--output") + 1]).write_text("x" if tampered else url)
 elif name == "blkid":
+    if (machine / "unclear").exists():
+        sys.exit(8)
     sys.exit(0 if (machine / "formatted").exists() else 2)
 elif name == "mkfs.ext4":
     (machine / "formatted").touch()
@@ -221,6 +223,14 @@ def test_a_disk_that_never_comes_ends_it(machine):
     assert not machine.called("apt-get")
 
 
+def test_a_disk_whose_contents_cannot_be_told_is_not_formatted(machine):
+    (machine.folder / "unclear").touch()
+    done = machine.boot()
+    assert done.returncode != 0
+    assert "it is left as it is" in done.stderr
+    assert not machine.called("mkfs.ext4")
+
+
 def test_the_project_is_fetched_at_its_commit_and_its_unit_started(machine):
     booted(machine)
     git = [" ".join(arguments) for arguments in machine.called("git")]
@@ -284,8 +294,8 @@ def test_the_start_scripts_read_the_settings_where_they_are(machine):
     [path] = re.findall(r"machine=(/\S+)", common)
     assert (machine.folder / path.lstrip("/")).is_file()
     # What is set here is something that compose hands on, or that a script of ours reads.
-    texts = [ROOT / "iac" / "host" / "compose.yaml", ROOT / "k8s" / "minikube-up"]
-    known = common + "".join(text.read_text() for text in texts)
+    host = ROOT / "iac" / "host"
+    known = "".join((host / name).read_text() for name in ("compose.yaml", "backup"))
     for key in machine.settings:
         assert key in known or key == "MINIKUBE_HOME", key
 

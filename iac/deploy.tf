@@ -97,7 +97,7 @@ resource "aws_ssm_document" "deploy" {
         action = "aws:runShellScript"
         name   = "deploy"
         inputs = {
-          timeoutSeconds = "3600"
+          timeoutSeconds = "4200" # the unit's own limit is an hour
           runCommand = [
             "#!/usr/bin/env bash",
             "exec /usr/local/sbin/health-predict-deploy '{{ revision }}'",
