@@ -261,8 +261,8 @@ def _subgroup(facts: Mapping[str, Any], place: int) -> Subgroup:
     if facts["groups"][place].get("auc") is not None:
         auc = _interval(of_group("auc"), (of_group("auc_low"), of_group("auc_high")))
         ratio = f"{of_group('expected_observed'):.2f}"
-    known = (of_group(key) for key in ("group", "n", "positives"))
-    return Subgroup(*known, auc, ratio, of_group("words"))
+    n, positives = of_group("n"), of_group("positives")
+    return Subgroup(of_group("group"), n, positives, auc, ratio, of_group("words"))
 
 
 def _feedback(facts: Mapping[str, Any]) -> str:

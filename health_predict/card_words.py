@@ -65,7 +65,7 @@ INTERVALS = (
 LABELS = {"any": "any later readmission", "30d": "a readmission within 30 days"}
 
 TRIPOD_AI = (
-    ("Title", "The first line: a prediction model, its population and its outcome."),
+    ("Title", "The first lines: a prediction model, its outcome and its population."),
     ("Abstract", "The paragraphs before *Use*."),
     (
         "Background",
@@ -163,5 +163,6 @@ def feature(name: str) -> str | None:
         return _FEATURES[name]
     field = Encounter.model_fields.get(field_name(name))
     if field is not None and field.description:
-        return field.description
+        # The codes themselves, thirty of a field, would be a page of their own.
+        return field.description.split(": ")[0].rstrip(".") + "."
     return f"Made from {', '.join(DERIVED[name].columns)}." if name in DERIVED else None

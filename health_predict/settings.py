@@ -154,7 +154,8 @@ class Settings(BaseSettings):
         description="Registry that images are pushed to, `host[:port]`; Amazon's is known by name.",
     )
     registry_username: str = Field(
-        default="", description="Its user; empty: as the engine is logged in, or AWS's token."
+        default="",
+        description="User of the registry; empty: as the engine is logged in, or AWS's token.",
     )
     registry_password: SecretStr | None = Field(
         default=None, exclude=True, description="Its password; goes with the user."

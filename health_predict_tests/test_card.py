@@ -180,6 +180,11 @@ def test_every_modelled_feature_has_words():
     assert undocumented == []
 
 
+def test_a_coded_feature_is_told_without_its_thirty_codes():
+    told = card_words.feature("discharge_disposition_id")
+    assert told == "Where the patient went; code of the published table."
+
+
 def test_every_label_has_words(facts):
     assert set(card_words.LABELS) == set(schema.POSITIVE_OUTCOMES)
     facts["label"] = "30d"

@@ -42,7 +42,7 @@ LANGUAGES = {SHELL, "text", "mermaid", "json", "yaml", "hcl", "python", "toml", 
 RUN, RUN_WITH_SERVICE = "run", "run with the service"
 """Marks of blocks that are run."""
 MADE_BY = "Made by "
-"""What a page begins with that a command writes whole: it stands for every figure there."""
+"""How a page says at its head that a command writes it whole: it stands for every figure."""
 NOT_MEASURED = "not measured: "
 """Mark of a section whose decimals are none of ours, with what they are: prices, versions."""
 
@@ -335,7 +335,7 @@ _MAKES_FIGURES = re.compile(
 
 def figures_without_command(page: Page) -> list[str]:
     """Returns the sections with measured figures and no command that makes them."""
-    if made_by(page):
+    if is_made(page):
         return []
     return [
         f"{section.line}: {section.title}: {', '.join(figures[:3])}"
@@ -346,12 +346,10 @@ def figures_without_command(page: Page) -> list[str]:
     ]
 
 
-def made_by(page: Page) -> str | None:
-    """Returns the command that writes the whole page, None if a person does."""
-    for section in page.sections[:2]:
-        if section.prose and section.prose[0].startswith(MADE_BY):
-            return section.codes[0].text
-    return None
+def is_made(page: Page) -> bool:
+    """Returns whether a command writes the whole page, and the page says so at its head."""
+    head = (words for section in page.sections[:2] for words in section.prose)
+    return any(words.startswith(MADE_BY) for words in head)
 
 
 def measured_figures(section: Section) -> Iterator[str]:
