@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 
 from health_predict.settings import ROOT
@@ -152,6 +153,23 @@ def write_index() -> Path:
     sections = ["# Benchmarks", table(("what", "command", "first ratios", "at"), rows, text=4)]
     sections += [f"Without a page: {others}."] if others else []
     return _write(INDEX, "\n\n".join(sections) + "\n")
+
+
+def write(path: Path, blocks: Mapping[str, str]) -> None:
+    """Puts each block between its markers, `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    Raises:
+        click.ClickException: a marker is missing; nothing is written then.
+    """
+    text = path.read_text()
+    for name, block in blocks.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            raise click.ClickException(f"{path} has no {begin} ... {end}: put it where it belongs")
+        text = f"{before}{begin}\n{block}\n{end}{after}"
+    path.write_text(text)
 
 
 def _write(name: str, content: str) -> Path:

@@ -7,8 +7,6 @@ Writes `var/bench/results.json`, for the synthetic cohort `results-synthetic.jso
 of the published table: the differences between policies stand, the levels flatter.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +24,7 @@ from benchmarks.prequential import (
     miscalibration,
 )
 from benchmarks.report import Run
+from benchmarks.report import write as write  # `scaling` takes it from here
 from health_predict import encounters, metrics
 from health_predict.encounters import UCI_SHA256
 from health_predict.schema import LabelName
@@ -121,23 +120,6 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
             gain = (policies[name]["mean_auc"] - never) / (always - never)
             found[f"{name}: AUC gained over never, to always"] = gain
     return found
-
-
-def write(path: Path, blocks: Mapping[str, str]) -> None:
-    """Puts each block between its markers, `<!-- NAME -->` and `<!-- /NAME -->`.
-
-    Raises:
-        click.ClickException: a marker is missing; nothing is written then.
-    """
-    text = path.read_text()
-    for name, block in blocks.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, found, rest = text.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not (found and ended):
-            raise click.ClickException(f"{path} has no {begin} ... {end}: put it where it belongs")
-        text = f"{before}{begin}\n{block}\n{end}{after}"
-    path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
 @click.option(
     "--batches", type=click.IntRange(1), help="Default: 6 of the synthetic cohort, 8 of others."
 )
-@click.option("--at-a-time", type=click.IntRange(1), default=2, help="Batches a minute.")
+@click.option("--at-a-time", type=click.IntRange(1), default=2, help="Batches that come together.")
 @click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds.")
 @_plainly
 def loop(
@@ -76,7 +76,7 @@ def loop(
 
     given = {"data": _absolute(data), "rows": rows, "batches": batches}
     settings = Settings(
-        cadence="* * * * *",
+        cadence="3",
         batches_per_tick=at_a_time,
         arrive_at_rest=True,
         sensor_interval=3,

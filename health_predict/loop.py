@@ -276,7 +276,7 @@ def _standing(busy: list[Run], handled: int, batches: int) -> str:
         working = ", ".join(sorted({f"{run.job} {run.partition or ''}".strip() for run in busy}))
         return f"{count}; running: {working}"
     if 0 < handled < batches:
-        return f"{count}; waiting for the schedule, which ticks on the minute"
+        return f"{count}; waiting for the next to arrive"
     return f"{count}; waiting for the daemon's next tick"
 
 

@@ -68,7 +68,10 @@ class Settings(BaseSettings):
     batch_rows: Annotated[int, Field(ge=200)] = Field(
         default=4_000, description="Rows of an arriving batch."
     )
-    cadence: str = Field(default="0 6 * * *", description="When batches arrive, cron, UTC.")
+    cadence: str = Field(
+        default="0 6 * * *",
+        description="When batches arrive: cron, UTC, or so many seconds apart, as in the demo.",
+    )
     batches_per_tick: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Batches that arrive at a time."
     )
@@ -79,7 +82,7 @@ class Settings(BaseSettings):
     arrive_at_rest: bool = Field(
         default=False,
         description="Whether batches wait for a training to end; the demo sets it, "
-        "whose minute stands for a day.",
+        "whose seconds stand for a day.",
     )
     label_delay: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Seconds from arrival until a batch's outcomes are known."

@@ -66,7 +66,7 @@ KINDS = {
     "var": "folder",
     "store": "folder or `s3://`",
     "data": "name, path or address",
-    "cadence": "cron, UTC",
+    "cadence": "cron, UTC; or seconds",
     "families": "names, by commas",
     "prediction_log": "folder",
     "service_token": "secret",

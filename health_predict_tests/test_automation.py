@@ -138,6 +138,21 @@ def test_batches_arrive_until_the_future_is_over(
     assert "future is over" in over.skip_message
 
 
+def test_by_seconds_the_same_batches_arrive_by_a_sensor(instance: dg.DagsterInstance) -> None:
+    repository = assemble(Settings(batches_per_tick=3, cadence="5")).get_repository_def()
+    assert "arriving_batches" not in {schedule.name for schedule in repository.schedule_defs}
+    assert repository.get_sensor_def("arriving_batches").minimum_interval_seconds == 5
+    record(instance, "future", batches=4)
+    champion(instance)
+    first, second, over = (tick(repository, instance, "arriving_batches") for _ in range(3))
+    assert [r.partition_key for r in first.run_requests or []] == [
+        *("batch-0001", "batch-0002", "batch-0003")
+    ]
+    assert [r.partition_key for r in second.run_requests or []] == ["batch-0004"]
+    assert not over.run_requests
+    assert "future is over" in str(over.skip_reason)
+
+
 def test_a_tick_imports_nothing_heavy() -> None:
     import subprocess
     import sys

@@ -98,7 +98,7 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
     document = tmp_path / "results.md"
     document.write_text("before\n<!-- a:x -->\nold\n<!-- /a:x -->\nafter\n")
     for _ in range(2):  # a second run finds the markers again
-        results.write(document, {"a:x": "| new |"})
+        report.write(document, {"a:x": "| new |"})
     assert document.read_text() == "before\n<!-- a:x -->\n| new |\n<!-- /a:x -->\nafter\n"
 
 
@@ -106,7 +106,7 @@ def test_a_missing_marker_is_named_and_nothing_is_written(tmp_path: Path) -> Non
     document = tmp_path / "results.md"
     document.write_text("<!-- a:x -->\n<!-- /a:x -->\n")
     with pytest.raises(click.ClickException, match="a:y"):
-        results.write(document, {"a:x": "new", "a:y": "new"})
+        report.write(document, {"a:x": "new", "a:y": "new"})
     assert "new" not in document.read_text()
 
 

@@ -390,6 +390,7 @@ def test_in_a_browser_nothing_is_covered_cut_off_or_asked_for(
     page = tmp_path / "loop.html"
     write_page(report(count, page))
     browser.screen(chrome, width, 900, scheme)
+    browser.asked(chrome)  # what a test before this one asked for
     chrome.get(page.as_uri())
     assert chrome.execute_script(COVERED) == []
     sizes: Any = chrome.execute_script(

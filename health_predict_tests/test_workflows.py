@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from health_predict import loop, processes
+from health_predict.defs.resources import resources
 from health_predict.settings import ROOT, Settings
 from health_predict.story import LoopStory
 
@@ -182,7 +183,7 @@ def test_what_is_kept_of_a_demo_is_what_a_demo_makes(tmp_path: Path) -> None:
     made = {
         *tmp_path.iterdir(),
         processes.Processes(settings, {}).log("daemon").parent,
-        tmp_path / "loop.html",  # by `page.write_page`; test_retrain_loop sees it made
+        Path(resources(settings)["report_page"].path),
     }
     kept = {tmp_path / path.removeprefix("var/") for path in step["with"]["path"].split()}
     assert kept == made

@@ -7,7 +7,7 @@ Run as `make eda`. The page loads nothing and has no script. Jupyter's own files
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -52,7 +52,7 @@ blockquote { margin: 1.2rem 0; padding: .4rem 1rem; border-left: 4px solid #d55e
   background: #fdf3ec; }
 code { font: .86em ui-monospace, "DejaVu Sans Mono", monospace; }
 :not(pre) > code { padding: .1em .15em; border-radius: 3px; background: #f3f4f6; }
-pre { margin: 1rem 0; padding: .8rem 1rem; border-radius: 6px; background: #f7f8fa;
+pre { margin: 1rem 0; padding: .8rem 1rem; border-radius: 6px; background: #f8f8f8;
   font: 12.4px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-x: auto; }
 figure { margin: 1.8rem 0; }
 figure img { display: block; width: 100%; height: auto; }
@@ -133,22 +133,25 @@ def _keep_out_of_the_home_directory(var: Path) -> None:
 def page(cells: "NotebookNode") -> str:
     """Returns an executed notebook as a page of its own."""
     from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
-    from traitlets.config import Config
+    from nbconvert.preprocessors import TagRemovePreprocessor
 
-    config = Config()
-    config.TagRemovePreprocessor.remove_input_tags = {_HIDDEN}
-    exporter = HTMLExporter(config=config, template_name="basic")
-    exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True)
-    body, _ = exporter.from_notebook_node(cells)
+    exporter = HTMLExporter(template_name="basic")
+    hiding = TagRemovePreprocessor(remove_input_tags={_HIDDEN}, enabled=True)
+    exporter.register_preprocessor(hiding, enabled=True)
+    body, resources = exporter.from_notebook_node(cells)
     title = next(
         line.removeprefix("# ")
         for cell in cells.cells
         for line in cell.source.splitlines()
         if line.startswith("# ")
     )
-    code = HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    return _PAGE.format(title=title, style=_STYLE + code, body=body)
+    return _PAGE.format(title=title, style=_STYLE + _colours(resources), body=body)
+
+
+def _colours(resources: dict[str, Any]) -> str:
+    """Returns the style of highlighted code: of all that nbconvert has, what begins with it."""
+    lines = "\n".join(resources["inlining"]["css"]).splitlines()
+    return "\n".join(line for line in lines if line.startswith(".highlight "))
 
 
 if __name__ == "__main__":

@@ -148,6 +148,9 @@ def _ingestions(instance: dg.DagsterInstance) -> list[Run]:
     ]
 
 
+_ARRIVAL = "Batches of encounters arrive."
+
+
 def patience(settings: Settings) -> Patience:
     """Returns what the loop waits for, as the settings say."""
     return Patience(settings.rest_batches, settings.oldest_champion * 86_400)
@@ -155,28 +158,6 @@ def patience(settings: Settings) -> Patience:
 
 def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
     """Returns the schedules and the sensors, their cadence as the settings say."""
-
-    @dg.schedule(
-        job=ingest_batch,
-        cron_schedule=settings.cadence,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Batches of encounters arrive.",
-    )
-    def arriving_batches(context: dg.ScheduleEvaluationContext) -> Any:
-        instance = context.instance
-        future = latest(instance, "future")
-        decision, fresh = decide_arrival(
-            instance.get_dynamic_partitions(batches.name or ""),
-            int(future.metadata["batches"]) if future else None,
-            latest(instance, "registered_model") is not None,
-            settings.batches_per_tick,
-            unrest(instance, patience(settings)) if settings.arrive_at_rest else "",
-        )
-        _log(context, decision)
-        if not fresh:
-            return dg.SkipReason(decision.sentence)
-        instance.add_dynamic_partitions(batches.name or "", list(fresh))
-        return [_run_request(request, decision.sentence) for request in decision.requests]
 
     @dg.sensor(
         jobs=[bootstrap, retrain],
@@ -225,4 +206,54 @@ def automation(settings: Settings) -> tuple[list[Any], list[Any]]:
         return _answer(decision, json.dumps(idle_since))
 
     sensors = [retrain_on_drift, deploy_on_promotion, matured_labels, unfinished_batches]
-    return [arriving_batches], sensors
+    if settings.cadence.isdigit():
+        return [], [_arrival_by_seconds(settings), *sensors]
+    return [_arrival_by_cron(settings)], sensors
+
+
+def _arrival_by_cron(settings: Settings) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        job=ingest_batch,
+        cron_schedule=settings.cadence,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=_ARRIVAL,
+    )
+    def arriving_batches(context: dg.ScheduleEvaluationContext) -> Any:
+        decision = _arrive(context, settings)
+        if not decision.requests:
+            return dg.SkipReason(decision.sentence)
+        return [_run_request(request, decision.sentence) for request in decision.requests]
+
+    return arriving_batches
+
+
+def _arrival_by_seconds(settings: Settings) -> dg.SensorDefinition:
+    """Returns the same as a sensor: a schedule knows nothing shorter than a minute."""
+
+    @dg.sensor(
+        job=ingest_batch,
+        minimum_interval_seconds=int(settings.cadence),
+        default_status=RUNNING_SENSOR,
+        description=_ARRIVAL,
+    )
+    def arriving_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        return _answer(_arrive(context, settings))
+
+    return arriving_batches
+
+
+def _arrive(context: Any, settings: Settings) -> Decision:
+    """Returns which batches arrive now, their partitions made."""
+    instance = context.instance
+    future = latest(instance, "future")
+    decision, fresh = decide_arrival(
+        instance.get_dynamic_partitions(batches.name or ""),
+        int(future.metadata["batches"]) if future else None,
+        latest(instance, "registered_model") is not None,
+        settings.batches_per_tick,
+        unrest(instance, patience(settings)) if settings.arrive_at_rest else "",
+    )
+    _log(context, decision)
+    if fresh:
+        instance.add_dynamic_partitions(batches.name or "", list(fresh))
+    return decision

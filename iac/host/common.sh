@@ -160,6 +160,15 @@ compose() {
   refuse "${compose[*]} $1 failed with exit code $code"
 }
 
+# start_service NAME: with what it depends on, which Podman would want to run, also what shall end.
+start_service() {
+  if [[ $engine == podman ]]; then
+    compose up --detach --no-deps "$1"
+  else
+    compose up --detach "$1"
+  fi
+}
+
 readonly secrets=(
   HEALTH_PREDICT_POSTGRES MLFLOW_BACKEND_STORE_URI POSTGRES_PASSWORD HEALTH_PREDICT_SERVICE_TOKEN
   HEALTH_PREDICT_REGISTRY_PASSWORD HEALTH_PREDICT_ALERT_WEBHOOK HEALTH_PREDICT_ALERT_SMTP
