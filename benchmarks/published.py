@@ -13,9 +13,10 @@ without a race left out, everybody who was not admitted through the emergency ro
 the others held out as another world, the admission source left out of the features.
 
 Cureus: Emi-Johnson, Nkrumah, "Predicting 30-Day Hospital Readmission in Patients With Diabetes
-Using Machine Learning on Electronic Health Record Data", Cureus 2025; figures and protocol are
-those of its abstract: all 101,766 encounters, readmission within 30 days, 80/20. How the 20 % were
-drawn it does not say: here they are drawn at random, the label's rate kept, several times.
+Using Machine Learning on Electronic Health Record Data", Cureus 17(4):e82437, 2025, doi
+10.7759/cureus.82437; figures and protocol are those of its abstract: all 101,766 encounters,
+readmission within 30 days, 80/20. How the 20 % were drawn it does not say: here they are drawn at
+random, the label's rate kept, several times.
 
 The predecessor of this project, the pipeline of the Airflow era, was measured on the same rows: any
 readmission, its first 20 % split by rows in order of arrival.

@@ -161,7 +161,7 @@ def _own_token() -> str:
 def _cluster(address: str) -> Iterator[None]:
     """Connects to a cluster, and disconnects: what was begun there ends with the connection."""
     _require_answer(address)
-    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     # Ray sends the token only if told to; and asks three times, ever longer, before it gives up.
     own = {
         **({"RAY_AUTH_MODE": "token"} if named else {}),
@@ -179,8 +179,9 @@ def _cluster(address: str) -> Iterator[None]:
                     configure_logging=False,
                 )
             except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+                cause = str(error).strip().splitlines()[-1]  # what comes before is a traceback
                 raise SearchError(
-                    f"RAY_ADDRESS={address} answers but lets no search in: {error}. It must be a "
+                    f"RAY_ADDRESS={address} answers but lets no search in: {cause}. It must be a "
                     f"cluster of Ray {ray.__version__}; one that asks for a token gets it from "
                     "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH; and from a machine outside of it the "
                     "address is ray://HOST:10001"
@@ -340,7 +341,7 @@ def _runner(order: _Order, box: list[Any], heard: Any) -> SearchResult:
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Sets what is not set; afterwards Ray's variables are what they were, its own doing included.
+    """Sets what is not; afterwards Ray's variables are what they were, its own doing included.
 
     What belongs to one Ray must not reach the next, which may be somebody else's cluster.
     """
@@ -349,7 +350,7 @@ def _environment(**values: str) -> Iterator[None]:
         return {k: v for k, v in os.environ.items() if k.startswith(("RAY_", "TUNE_"))}
 
     before = rays()
-    os.environ.update({name: value for name, value in values.items() if name not in before})
+    os.environ.update({name: value for name, value in values.items() if not before.get(name)})
     try:
         yield
     finally:

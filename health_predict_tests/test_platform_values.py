@@ -32,6 +32,8 @@ from kubernetes.client import ApiClient
 
 from health_predict import tuning
 from health_predict.defs import jobs
+from health_predict.models import FAMILIES
+from health_predict.search import Proposals
 from health_predict.settings import ROOT, Settings
 
 PLATFORM = ROOT / "k8s" / "platform"
@@ -293,12 +295,20 @@ def test_a_search_finds_the_head_and_uses_every_core_the_cluster_may_grow_to():
     [group] = cluster["spec"]["workerGroupSpecs"]
     cores = group["maxReplicas"] * int(group["rayStartParams"]["num-cpus"])
     assert int(settings["HEALTH_PREDICT_WORKERS"]) == cores
+    assert handed_out(int(settings["HEALTH_PREDICT_TRIALS"])) >= cores
     [container] = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["cpu"] == group["rayStartParams"]["num-cpus"]
     head = cluster["spec"]["headGroupSpec"]["rayStartParams"]
     assert head["num-cpus"] == "0"
     for started in (head, group["rayStartParams"]):
         assert int(started["object-store-memory"]) >= tuning.OBJECT_STORE_BYTES
+
+
+def handed_out(trials: int) -> int:
+    """Returns how many candidates a search hands out before it waits for one to end."""
+    proposals = Proposals(trials, 0, tuple(FAMILIES))
+    asked = iter(proposals.next, None)
+    return sum(1 for _ in asked)
 
 
 def test_a_ray_starts_with_the_options_of_the_cluster():

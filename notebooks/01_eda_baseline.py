@@ -35,7 +35,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from health_predict import card_words, encounters, features, fitting, metrics, schema, splits
 from health_predict.evaluation import CALIBRATION_BOUNDS, CEILING_AUC
 from health_predict.gate import GROUPS
-from health_predict.models import FAMILIES, Candidate, Sample, fit
+from health_predict.models import FAMILIES, Candidate, Estimator, Sample, fit
 from health_predict.settings import Settings
 from health_predict.subgroups import SMALLEST_GROUP
 from notebooks.drawing import (
@@ -178,17 +178,17 @@ with gallery.figure(
     "What is not recorded changes with the calendar",
     "Share of encounters without a value, by column and by tenth of the encounter order.",
     height=4.4,
-) as (figure, (axes,)):
+) as (chart, (axes,)):
     mesh = axes.imshow(by_tenth, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(by_tenth.to_numpy()):
         colour = "white" if value > 0.6 else INK
         axes.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(10), TENTHS)
+    axes.set_xticks(range(10), list(map(str, TENTHS)))
     axes.set_yticks(range(len(by_tenth)), by_tenth.index)
     axes.tick_params(length=0)
     axes.grid(visible=False)
     axes.set_xlabel("tenth of the table, in encounter order")
-    bar = figure.colorbar(mesh, ax=axes, aspect=40, pad=0.01, format=percent)
+    bar = chart.colorbar(mesh, ax=axes, aspect=40, pad=0.01, format=percent)
     bar.set_label("not recorded")
     bar.outline.set_visible(False)
 moved = (by_tenth.max(axis=1) - by_tenth.min(axis=1)).nlargest(2).index
@@ -334,12 +334,12 @@ patient_folds = draw.integers(FOLDS, size=len(identities))[some_patients]
 logistic = Candidate("logistic_regression", FAMILIES["logistic_regression"].default)
 
 
-def regression(x: np.ndarray, y: np.ndarray):
+def regression(x: np.ndarray, y: np.ndarray) -> Estimator:
     """Returns the platform's logistic regression, fitted."""
     return fit(logistic, Sample(x, y), settings.seed)
 
 
-def neighbours(x: np.ndarray, y: np.ndarray):
+def neighbours(x: np.ndarray, y: np.ndarray) -> Estimator:
     """Returns what remembers its rows."""
     return KNeighborsClassifier(NEIGHBOURS, algorithm="brute").fit(x, y)
 
@@ -373,9 +373,10 @@ scored = {name: (by_row[name], by_patient[name]) for name in learners}
 # %% tags=["hide-input"]
 
 
-def auc_gap(y: np.ndarray, some: np.ndarray, others: np.ndarray, weights: np.ndarray):
+def auc_gap(y: np.ndarray, some: np.ndarray, others: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Returns by how much one scoring has the larger AUC, as a measure does."""
-    return metrics.auc(y, some, weights) - metrics.auc(y, others, weights)
+    gap: np.ndarray = metrics.auc(y, some, weights) - metrics.auc(y, others, weights)
+    return gap
 
 
 claims = {
@@ -417,8 +418,8 @@ def told(gap: Measured) -> str:
     return f"{difference(gap)}, {beyond}"
 
 
-of_regression, of_memory, _, _ = gaps.values()
-(_, honest), (_, leak) = list(claims.values())[2:]
+of_regression, of_memory, *_others = gaps.values()
+honest, leak = (on_patients for _, on_patients in list(claims.values())[2:])
 alone = measured(metrics.auc, labels, visits.to_numpy(float), patients=patients)
 say(
     f"The careless split changes the AUC of the regression by {told(of_regression)}: with its "
@@ -550,8 +551,8 @@ with gallery.figure(
     2,
     1,
     height=5.4,
-) as (figure, (above, below)):
-    above.get_gridspec().set_height_ratios([3, 1])
+    ratios=(3, 1),
+) as (_, (above, below)):
     above.axline((0, 0), slope=1, color=FAINT, linewidth=1)
     said = [scores[group == g].mean() for g in range(10)]
     value, low, high = np.array(observed).T
@@ -559,7 +560,7 @@ with gallery.figure(
     above.plot(said, value, "o", color=BLUE, markersize=5)
     above.set_ylabel("readmitted")
     above.set_ylim(0, 1)
-    below.hist(scores, bins=np.linspace(0, 1, 41), color=BLUE)
+    below.hist(scores, bins=40, range=(0, 1), color=BLUE)
     below.set_ylabel("encounters")
     below.set_xlabel("score: the probability of a readmission that was said")
     for axes in (above, below):

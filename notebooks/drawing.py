@@ -112,7 +112,12 @@ class Gallery:
 
     @contextmanager
     def figure(
-        self, title: str, caption: str, *panels: int, height: float
+        self,
+        title: str,
+        caption: str,
+        *panels: int,
+        height: float,
+        ratios: Sequence[float] | None = None,
     ) -> "Iterator[tuple[Figure, list[Axes]]]":
         """Yields a figure and its panels to draw into, and shows it once that is done.
 
@@ -121,12 +126,14 @@ class Gallery:
             caption: what is drawn.
             panels: rows and columns of panels; one panel if not given.
             height: inches; the width is that of the page.
+            ratios: heights of the rows, all alike if not given.
         """
         rows, columns = panels or (1, 1)
         with rc_context(_LOOK):
             figure = Figure(figsize=(9, height), layout="constrained")
             figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-            yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+            grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+            yield figure, list(grid.flat)
             picture = BytesIO()
             figure.savefig(picture, format="png", dpi=160, facecolor="white")
         source = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"

@@ -267,18 +267,25 @@ minikube_health() {
   fi
 }
 
-# await SERVICE SECONDS: waits until it is well.
+# Whether a service was started again and again since it was made.
+has_crashed() {
+  local id
+  id=$(container "$1")
+  [[ -n $id ]] && (($("$engine" inspect --format '{{.RestartCount}}' "$id") > 3))
+}
+
+# await SERVICE SECONDS: waits until it is well; AWAIT_SECONDS is for machines that take longer.
 await() {
-  local deadline=$((SECONDS + $2)) found id
+  local began=$SECONDS deadline=$((SECONDS + ${AWAIT_SECONDS:-$2})) found id
   while ((SECONDS < deadline)); do
     found=$(health "$1")
     if is_well "$found"; then return; fi
-    if [[ $1 == migrate && $found == exited* ]]; then break; fi
+    if [[ $1 == migrate && $found == exited* ]] || has_crashed "$1"; then break; fi
     sleep 1
   done
   id=$(container "$1")
   if [[ -n $id ]]; then "$engine" logs --tail 20 "$id" >&2; fi
-  refuse "$1 is ${found:-unknown} after $2 s; its last lines are above"
+  refuse "$1 is ${found:-unknown} after $((SECONDS - began)) s; its last lines are above"
 }
 
 # left container|volume|network: ids of what there is of the project.
@@ -325,10 +332,9 @@ name_image() {
   if [[ -n ${PLATFORM_IMAGE:-} ]]; then return; fi
   contents=$(
     cd "$root" || exit
-    find .dockerignore Makefile bentofile.yaml pyproject.toml requirements.lock \
-      requirements-serving.lock health_predict image k8s iac/host/Dockerfile iac/host/*.py \
-      iac/host/{dagster,workspace,compute-logs-s3}.yaml iac/host/notebook.lock -type f \
-      ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum | sha256sum
+    find Makefile bentofile.yaml pyproject.toml requirements.lock requirements-serving.lock \
+      health_predict iac/host image k8s notebooks -type f ! -path '*/__pycache__/*' ! -name .env \
+      -print0 | sort -z | xargs -0 sha256sum | sha256sum
   )
   export PLATFORM_IMAGE=localhost/health-predict:${contents:0:12}
   export NOTEBOOK_IMAGE=${NOTEBOOK_IMAGE:-$PLATFORM_IMAGE-notebook}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Leaves of an environment what the platform needs: not the tools of development, no tests.
+"""Leaves of an environment what the platform needs: no tools of development, few tests.
 
 Runs while the image is built (Dockerfile), by the interpreter of the image, on an environment that
 holds the whole lock file. Its argument: the project's description. What stays is what the extra
@@ -18,7 +18,13 @@ from packaging.utils import canonicalize_name
 
 EXTRA = "platform"
 
-NEVER = ("**/test", "**/tests", "**/*.c", "**/*.h", "**/*.hpp", "**/*.pxd", "**/*.pyi", "**/*.pyx")
+TESTED = ("matplotlib", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "statsmodels")
+"""Packages whose folders `tests` are large and only tests; in others what is called so is code."""
+
+NEVER = (
+    *(f"{package}/**/tests" for package in TESTED),
+    *(f"**/*.{suffix}" for suffix in ("c", "h", "hpp", "pxd", "pyi", "pyx")),
+)
 """Of packages, what nothing imports at run time."""
 
 
