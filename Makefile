@@ -96,7 +96,7 @@ lint-iac: $(READY) $(CHECKOV)  ## Terraform and the host's scripts: schemas, che
 	  health_predict_tests/test_host_compose.py health_predict_tests/test_host_scripts.py
 
 eda: $(READY)  ## What the data are, and a baseline: var/eda/01_eda_baseline.html
-	$(BIN)/python -m notebooks.render --data "$(DATA)"
+	$(BIN)/python -m notebooks.render --data "$(DATA)" --rows $(ROWS)
 
 minikube-up:  ## Minikube as a release wants to find it.
 	k8s/minikube-up

@@ -338,12 +338,16 @@ def measured(step: str, folder: Path, gib: float, cpu_seconds: int) -> dict[str,
     return {"seconds": float(told[-1].removeprefix(_TIMED)), "peak_mib": round(seen.peak_mib, 1)}
 
 
-_NO_MEMORY, _NO_TIME = 71, -24  # -SIGXCPU
+_NO_MEMORY, _NO_INPUT, _NO_TIME = 71, 72, -24  # -SIGXCPU
 
 
 def _reason(message: str, gib: float, cpu_seconds: int) -> str:
     code = int(message.rpartition(" ")[2])
-    known = {_NO_MEMORY: f"more than {gib:.1f} GiB", _NO_TIME: f"more than {cpu_seconds:,} s"}
+    known = {
+        _NO_MEMORY: f"more than {gib:.1f} GiB",
+        _NO_TIME: f"more than {cpu_seconds:,} s",
+        _NO_INPUT: "not reached",
+    }
     return known.get(code, f"ended with {code}")
 
 
@@ -356,6 +360,8 @@ def run_step(step: str, folder: Path, gib: float, cpu_seconds: int) -> None:
         (nothing if step == BARE else STEPS[step])(folder, clock)
     except MemoryError:
         sys.exit(_NO_MEMORY)
+    except FileNotFoundError:  # what the step before it would have written
+        sys.exit(_NO_INPUT)
     sys.stdout.write(f"\n{_TIMED}{clock.seconds}\n")
 
 

@@ -265,6 +265,8 @@ def _state(instance: dg.DagsterInstance, settings: Settings) -> _State:
     deploy = deploy_decision(instance)
     decisions = (retrain, deploy, matured_decision(instance, settings.label_delay))
     alert = next((decision for decision in decisions if decision.alert), None)
+    # And again: what a sensor started meanwhile is no request of theirs any more.
+    busy = busy or list(in_progress(runs(instance, *jobs)))
     calm = not busy and not retrain.requests and not deploy.requests
     sentence = alert.sentence if alert else _standing(busy, len(handled), settings.batches)
     return _State(champions, calm and len(handled) >= settings.batches, alert is not None, sentence)

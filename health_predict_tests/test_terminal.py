@@ -7,9 +7,10 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner
 
-from health_predict import processes, story
+from health_predict import loop, processes, story
 from health_predict.alerts import Alert, Outbox
 from health_predict.cli import main
+from health_predict.defs.decisions import Decision
 from health_predict.defs.facts import observations
 from health_predict.settings import Settings
 from health_predict.store import open_store
@@ -83,3 +84,27 @@ def test_a_retraining_is_forced_from_the_command_line_by_name_and_reason(
     empty = CliRunner().invoke(main, [*command[:-1], " "])
     assert empty.exit_code == 2
     assert "for a reason" in empty.output
+
+
+def test_a_roll_out_that_a_sensor_starts_while_the_loop_looks_is_awaited(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(var=tmp_path, batches=0)
+    verdict = {"version": "1", "window": "initial", "family": "xgboost", "promoted": True}
+    record(instance, "registered_model", **verdict, sentence="Promoted.")
+    record(instance, "readmission_deployment", wanted="1", version="1", sentence="It answers.")
+    assert loop._state(instance, settings).finished
+    asked = loop.deploy_decision
+
+    def sensor_comes_first(of: dg.DagsterInstance) -> Decision:
+        record(of, "registered_model", **{**verdict, "version": "2"}, sentence="Promoted.")
+        (request,) = asked(of).requests
+        tags = {"health_predict/trigger": str(request.trigger)}
+        run = dg.DagsterRun(job_name="deploy", tags=tags, status=dg.DagsterRunStatus.STARTED)
+        of.add_run(run)
+        return asked(of)
+
+    monkeypatch.setattr(loop, "deploy_decision", sensor_comes_first)
+    state = loop._state(instance, settings)
+    assert not state.finished
+    assert "deploy" in state.sentence
