@@ -6,10 +6,11 @@ package. Settings are read when the location is loaded.
 
 import os
 import warnings
+from typing import Any
 
 import dagster as dg
 
-from health_predict.settings import Settings, silence_telemetry
+from health_predict.settings import ROOT, Settings, silence_telemetry
 
 
 @dg.definitions
@@ -48,7 +49,9 @@ def assemble(settings: Settings) -> dg.Definitions:
     groups = (data, training, registry, serving, monitoring, performance, reporting)
     schedules, sensors = automation(settings)
     return dg.Definitions(
-        assets=[asset for group in groups for asset in group.ASSETS],
+        assets=_with_source(
+            [asset for group in groups for asset in group.ASSETS], settings.source_url
+        ),
         asset_checks=[check for group in groups for check in group.CHECKS],
         jobs=jobs.JOBS,
         schedules=[*schedules, *reporting.SCHEDULES],
@@ -56,3 +59,12 @@ def assemble(settings: Settings) -> dg.Definitions:
         resources=resources(settings),
         executor=jobs.EXECUTOR,
     )
+
+
+def _with_source(assets: list[Any], source_url: str) -> Any:
+    """Returns the assets with a link from Dagit to their code: in the repository, or here."""
+    here = dg.with_source_code_references(assets)
+    if not source_url.startswith(("https://github.com/", "https://gitlab.com/")):
+        return here
+    files = dg.AnchorBasedFilePathMapping(local_file_anchor=ROOT, file_anchor_path_in_repository="")
+    return dg.link_code_references_to_git(here, source_url.rstrip("/"), "main", files)

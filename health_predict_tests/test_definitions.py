@@ -203,3 +203,18 @@ def test_a_training_is_a_kubernetes_job_with_requests_limits_and_an_end(
     assert container["resources"]["limits"]["memory"] == "2Gi"
     assert made["spec"]["activeDeadlineSeconds"] > 0
     assert made["spec"]["ttlSecondsAfterFinished"] > 0
+
+
+@pytest.mark.parametrize(
+    ("source_url", "begins"),
+    [
+        ("", f"{ROOT}/health_predict/defs/"),
+        ("https://github.com/owner/health_predict", "https://github.com/owner/health_predict/"),
+    ],
+)
+def test_every_asset_links_to_its_code(source_url: str, begins: str) -> None:
+    graph = assemble(Settings(source_url=source_url)).resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        (reference,) = graph.get(key).metadata["dagster/code_references"].code_references
+        place = getattr(reference, "url", None) or reference.file_path
+        assert place.startswith(begins), key

@@ -36,6 +36,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from health_predict import settings_table
 from health_predict.settings import ROOT, Settings
+from health_predict_tests.host_server import SUPERUSER_PASSWORD, superusers_server
 from health_predict_tests.postgres import Postgres
 
 HOST = ROOT / "iac" / "host"
@@ -725,13 +726,9 @@ def test_the_code_servers_name_is_the_one_dagster_uses():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A server whose superuser is called as in PostgreSQL's image."""
-    made = Postgres.make(tmp_path_factory.mktemp("postgres"))
-    with made._connect("postgres") as connection, connection.cursor() as cursor:
-        cursor.execute("CREATE ROLE postgres SUPERUSER LOGIN PASSWORD 'superuser'")
-    yield made
-    made.kill()
+def server() -> Iterator[Postgres]:
+    with superusers_server() as made:
+        yield made
 
 
 def databases(server: Postgres, **urls: str) -> "subprocess.CompletedProcess[str]":
@@ -742,7 +739,7 @@ def databases(server: Postgres, **urls: str) -> "subprocess.CompletedProcess[str
             **os.environ,
             "PGHOST": "127.0.0.1",
             "PGPORT": str(server.port),
-            "PGPASSWORD": "superuser",
+            "PGPASSWORD": SUPERUSER_PASSWORD,
             **urls,
         },
         capture_output=True,

@@ -25,6 +25,7 @@ import psycopg2
 import pytest
 
 from health_predict.settings import ROOT
+from health_predict_tests.host_server import SUPERUSER_PASSWORD, superusers_server
 from health_predict_tests.postgres import Postgres
 
 HOST = ROOT / "iac" / "host"
@@ -772,13 +773,9 @@ def test_status_changes_nothing(machine):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A server whose superuser is called as in PostgreSQL's image."""
-    made = Postgres.make(tmp_path_factory.mktemp("postgres"))
-    with made._connect("postgres") as connection, connection.cursor() as cursor:
-        cursor.execute("CREATE ROLE postgres SUPERUSER LOGIN PASSWORD 'superuser'")
-    yield made
-    made.kill()
+def server() -> Iterator[Postgres]:
+    with superusers_server() as made:
+        yield made
 
 
 @pytest.fixture
@@ -791,7 +788,7 @@ def kept(machine: Machine, server: Postgres) -> Machine:
     given = {
         "PGHOST": "127.0.0.1",
         "PGPORT": str(server.port),
-        "PGPASSWORD": "superuser",
+        "PGPASSWORD": SUPERUSER_PASSWORD,
         "BACKUPS": str(machine.folder / "backups"),
         **({"PATH": path} if path else {}),
     }

@@ -281,7 +281,7 @@ await() {
     found=$(health "$1")
     if is_well "$found"; then return; fi
     if [[ $1 == migrate && $found == exited* ]] || has_crashed "$1"; then break; fi
-    sleep 1
+    sleep 2
   done
   id=$(container "$1")
   if [[ -n $id ]]; then "$engine" logs --tail 20 "$id" >&2; fi
