@@ -68,11 +68,13 @@ def saved(result: dict[str, Any]) -> str:
     for name in (GATED, REFUSED):
         row = told[name]
         sentences.append(
-            f"*{name}*: {row['trainings']} trainings in place of "
+            f"*{name}*: trained {row['trainings']} times in place of "
             f"{told[ALWAYS]['trainings']}, mean AUC "
             f"{_signed(row['auc_less_always'])} against always, "
             f"{row['mean_auc'] - told[NEVER]['mean_auc']:+.4f} against never."
         )
+    off = "; ".join(f"{name} {row['mean_miscalibration']:.3f}" for name, row in told.items())
+    sentences.append(f"Calibration, mean abs(E/O - 1): {off}.")
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 

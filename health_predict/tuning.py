@@ -44,6 +44,7 @@ OBJECT_STORE_BYTES = 256 * 2**20
 NODE_SECONDS = 900.0
 """A cluster without a CPU may add a node for so long: a machine starts, an image is pulled."""
 
+_ATTEMPTS = 3
 _ANSWER_SECONDS = 5.0
 _NODE_ANSWER_SECONDS = 120.0
 _CANCEL_SECONDS = 15.0
@@ -172,12 +173,7 @@ def _cluster(address: str) -> Iterator[None]:
 
         try:
             try:
-                ray.init(
-                    address=address,
-                    logging_level=logging.WARNING,
-                    log_to_driver=False,
-                    configure_logging=False,
-                )
+                _connect(address)
             except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
                 cause = str(error).strip().splitlines()[-1]  # what comes before is a traceback
                 raise SearchError(
@@ -189,6 +185,26 @@ def _cluster(address: str) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            ray.init(
+                address=address,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+            return
+        # The head starts a process for each client, by a fork among threads, which now and then
+        # ends at once; the next one starts.
+        except ConnectionAbortedError:
+            ray.shutdown()
+            if attempt == _ATTEMPTS:
+                raise
 
 
 def _require_answer(address: str) -> None:

@@ -16,7 +16,17 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import hpo, policies, prequential, published, report, results, searches, suite
+from benchmarks import (
+    hpo,
+    policies,
+    prequential,
+    published,
+    report,
+    results,
+    searches,
+    suite,
+    tables,
+)
 from benchmarks.watching import watch
 from health_predict import encounters, loop, models, schema, search, splits
 from health_predict.models import FAMILIES, Candidate
@@ -191,6 +201,37 @@ def test_a_policy_is_what_its_name_says(
         followed = always if first["took_over"] else never
         assert np.array_equal(forecast[1], followed[1])
     assert not ran.decisions[policies.GATED][0]["verdict"].startswith("Refused")
+
+
+def test_policies_are_told_by_what_they_save_and_cost(batches: list[prequential.Part]) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.uniform(size=len(batch.labels)) for batch in batches]
+    better = [0.4 * b.labels + 0.6 * n for b, n in zip(batches, noise, strict=True)]
+    best = [0.6 * b.labels + 0.4 * n for b, n in zip(batches, noise, strict=True)]
+    names = (policies.NEVER, policies.RECALIBRATED, policies.ALWAYS, policies.GATED)
+    forecasts = dict(zip(names, (noise, noise, best, better), strict=True))
+    decision = {"statistic": 0.8, "scored_by": 1, "trained": True, "took_over": False}
+    ran = policies.Courses(
+        forecasts={**forecasts, policies.REFUSED: noise},
+        trainings={**dict.fromkeys(names, 0), policies.ALWAYS: 4, policies.GATED: 1}
+        | {policies.REFUSED: 2},
+        decisions={name: [decision] * 2 for name in (policies.GATED, policies.REFUSED)},
+    )
+    told = {**results.compared(batches, ran), "rebuilt": None}
+    gated, always = (told["policies"][name] for name in (policies.GATED, policies.ALWAYS))
+    assert gated["auc_less_always"]["low"] <= gated["auc_less_always"]["high"] < 0
+    assert always["auc_less_always"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    ratios = results.ratios(told)
+    assert ratios[f"{policies.GATED}: trainings to always"] == 0.25
+    assert ratios[f"{policies.REFUSED}: AUC gained over never, to always"] == 0
+    assert 0 < ratios[f"{policies.GATED}: AUC gained over never, to always"] < 1
+    blocks = tables.blocks(told)
+    assert set(blocks) == {"policies", "saved", "batches", "decisions"}
+    for name in told["policies"]:
+        assert f"| {name} |" in blocks["policies"]
+        assert name in blocks["batches"]
+    assert "trained 1 times in place of 4" in blocks["saved"]
+    assert blocks["decisions"].count("trained, refused") == 4
 
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -81,8 +81,6 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
-            # What serves a client is given half a minute to start, too little on a busy machine.
-            "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": str(PATIENCE_SECONDS),
         }
 
     def start(self, address: str, arguments: list[str], **environment: str) -> None:
@@ -195,6 +193,11 @@ def wait_until(true: Any, log: Path) -> None:
         time.sleep(0.2)
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HEAD, port)) == 0
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HEAD, 0))
@@ -212,6 +215,8 @@ def head() -> Iterator[RayCluster]:
     arguments += ["--port", str(cluster.port), "--ray-client-server-port", str(cluster.client_port)]
     try:
         cluster.start(HEAD, [*arguments, "--temp-dir", str(cluster.folder / "ray")])
+        # What takes clients is up a little later than what nodes join.
+        wait_until(partial(listens, cluster.client_port), cluster.folder / f"{HEAD}.log")
         yield cluster
     finally:
         for address in list(cluster.nodes)[::-1]:
