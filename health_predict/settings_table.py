@@ -186,8 +186,9 @@ LIBRARIES = (
         "RAY_AUTH_TOKEN",
         "",
         "secret",
-        "Token of a Ray cluster that asks for one; `RAY_AUTH_TOKEN_PATH` names a file with it.",
+        "Token of a Ray cluster that asks for one.",
     ),
+    Variable("RAY_AUTH_TOKEN_PATH", "", "file", "Holds that token, where the variable does not."),
     Variable("RAY_USE_TLS", "0", "`0`, `1`", "Whether the way to the Ray cluster is encrypted."),
     Variable(
         "KUBECONFIG",

@@ -254,6 +254,7 @@ def test_every_setting_reaches_the_code_server():
         "HEALTH_PREDICT_PORT",  # fixed inside; outside it is SERVICE_PORT
         "KUBECONFIG",  # a file of the machine: compose.kubernetes.yaml mounts one
         "REGISTRY_AUTH_FILE",  # as well; credentials go by HEALTH_PREDICT_REGISTRY_PASSWORD
+        "RAY_AUTH_TOKEN_PATH",  # as well; the token goes by RAY_AUTH_TOKEN
     }
 
 
