@@ -203,11 +203,8 @@ class Bucket:
 
     def update(self, key: str, change: Change) -> bytes:
         """Changes what a key holds; begins anew with what another writer put there meanwhile."""
-        content = None
         for _ in range(_MOST_COLLISIONS):
             before, tag = self._get(key)
-            if content is not None and before == content:
-                return content  # it was written, and the answer was lost
             content = change(before)
             condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
             if self._put(key, content, **condition):

@@ -1,30 +1,21 @@
 """The search on Ray Tune: many trials at a time, on this machine or on a cluster.
 
-The only module that imports ray. Where `RAY_ADDRESS` names a cluster, the whole search runs there
-and this process only listens; else Ray is started here for as long as the search takes. What is
+Where `RAY_ADDRESS` names a cluster, the whole search runs there and this process only listens; else
+Ray is started here for as long as the search takes. How either is reached is in `ray_link`. What is
 tried, what is stopped and who wins is decided in `search`; with the same seed all find the same.
 What becomes of the winner is decided in `evaluation`.
 """
 
-import hashlib
-import logging
 import os
-import platform
-import secrets
 import shutil
-import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import distributions
-from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from health_predict.models import FAMILIES, Candidate
+from health_predict.ray_link import cluster, local_ray, quiet
 from health_predict.search import (
     Asked,
     Proposals,
@@ -39,24 +30,13 @@ from health_predict.search import (
 )
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""The search data of 100,000 rows take 70 MB; Ray would otherwise claim 30 % of the memory."""
+"""At least; twice the search data where those are more (70 MB at 100,000 rows). Ray would otherwise
+claim 30 % of the memory."""
 
 NODE_SECONDS = 900.0
 """A cluster without a CPU may add a node for so long: a machine starts, an image is pulled."""
 
-_ATTEMPTS = 3
-_ANSWER_SECONDS = 5.0
-_NODE_ANSWER_SECONDS = 120.0
 _CANCEL_SECONDS = 15.0
-# What the same candidate on the same data needs to come to the same AUC, to the bit.
-_DECISIVE_PACKAGES = {"numpy", "scipy", "scikit-learn", "xgboost", "xgboost-cpu", "optuna"}
-_DECISIVE_MODULES = ("models", "search", "tuning")
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
 
 Backend = Literal["ray", "serial"]
 
@@ -108,191 +88,19 @@ def search(
     began = time.monotonic()
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
-        with _local_ray(workers):
+        with local_ray(workers, max(OBJECT_STORE_BYTES, 2 * _bytes(data))):
             started = time.monotonic()
             result = _run_here(order, data, say)
     else:
-        with _cluster(address):
-            _require_same_code(address)
+        with cluster(address):
             started = time.monotonic()
             result = _run_there(order, data, say)
     return replace(result, seconds=time.monotonic() - began, start_seconds=started - began)
 
 
-@contextmanager
-def _local_ray(workers: int) -> Iterator[None]:
-    """Runs Ray on this machine; stops it and removes its files afterwards."""
-    own = {
-        # Left to itself Ray writes a token of its own to the home directory.
-        "RAY_AUTH_TOKEN": _own_token(),
-        # Without it Ray takes 127.0.0.1 for the outward address of the machine and listens there.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-    # Ray's socket paths must stay below 107 characters, so it cannot live under var/.
-    directory = tempfile.mkdtemp(prefix="hp-ray-")
-    with _environment(**_QUIET, **own):
-        import ray
-
-        try:
-            with _home(directory):
-                ray.init(
-                    address="local",
-                    num_cpus=workers,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    logging_level=logging.WARNING,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=directory,
-                )
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-@cache
-def _own_token() -> str:
-    """Returns the token of every Ray this process starts: Ray itself keeps the first it sees."""
-    return secrets.token_hex(32)
-
-
-@contextmanager
-def _cluster(address: str) -> Iterator[None]:
-    """Connects to a cluster, and disconnects: what was begun there ends with the connection."""
-    _require_answer(address)
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    # Ray sends the token only if told to; and asks three times, ever longer, before it gives up.
-    own = {
-        **({"RAY_AUTH_MODE": "token"} if named else {}),
-        "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "5",
-    }
-    with _environment(**_QUIET, **own):
-        import ray
-
-        try:
-            try:
-                _connect(address)
-            except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-                cause = str(error).strip().splitlines()[-1]  # what comes before is a traceback
-                raise SearchError(
-                    f"RAY_ADDRESS={address} answers but lets no search in: {cause}. It must be a "
-                    f"cluster of Ray {ray.__version__}; one that asks for a token gets it from "
-                    "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH; and from a machine outside of it the "
-                    "address is ray://HOST:10001"
-                ) from error
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _connect(address: str) -> None:
-    import ray
-
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            ray.init(
-                address=address,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                configure_logging=False,
-            )
-            return
-        # The head starts a process for each client, by a fork among threads, which now and then
-        # ends at once; the next one starts.
-        except ConnectionAbortedError:
-            ray.shutdown()
-            if attempt == _ATTEMPTS:
-                raise
-
-
-def _require_answer(address: str) -> None:
-    """Raises `SearchError` within seconds where Ray would try for minutes and name no remedy."""
-    if address == "auto":
-        return  # Ray looks for a cluster on this machine, and says so if there is none
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme not in ("", "ray") or not parts.hostname or not port:
-        raise SearchError(
-            f"RAY_ADDRESS={address} is no address of a Ray cluster: give ray://HOST:10001, or "
-            "HOST:6379 on one of its own machines, or leave it empty to search on this machine"
-        )
-    try:
-        socket.create_connection((parts.hostname, port), _ANSWER_SECONDS).close()
-        _require_grpc(f"{parts.hostname}:{port}")
-    except OSError as error:
-        raise SearchError(
-            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}. Start it, mend the address "
-            "or the way to it (network policy, port), or leave RAY_ADDRESS empty to search on this "
-            "machine: the result is the same"
-        ) from error
-
-
-def _require_grpc(target: str) -> None:
-    import grpc  # type: ignore[import-untyped]
-
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        return  # how to speak to it only Ray knows
-    with grpc.insecure_channel(target) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(_ANSWER_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise OSError(f"what listens on {target} does not speak Ray's protocol") from None
-
-
-def _code() -> dict[str, str]:
-    """Returns what decides the result of a search: versions, and a digest of the modules."""
-    digest = hashlib.sha256()
-    for name in _DECISIVE_MODULES:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return {
-        "processor": platform.machine(),
-        "python": platform.python_version(),
-        **{d.name: d.version for d in distributions() if d.name in _DECISIVE_PACKAGES},
-        "health_predict": digest.hexdigest()[:12],
-    }
-
-
-def _require_same_code(address: str) -> None:
-    """Raises `SearchError` if a node of the cluster would find another result, or none."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    def there() -> dict[str, str]:
-        from health_predict.tuning import _code as code  # that node's, not this process's
-
-        return code()
-
-    here = _code()
-    nodes = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
-    asked = [
-        ray.remote(num_cpus=0)(there)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote()
-        for node in nodes
-    ]
-    for name, answer in zip(nodes.values(), asked, strict=True):
-        try:
-            found = ray.get(answer, timeout=_NODE_ANSWER_SECONDS)
-        except (ImportError, ray.exceptions.RayError) as error:
-            raise SearchError(
-                f"node {name} of the Ray cluster at {address} cannot run a search: {error}. Start "
-                "it from the image of the platform"
-            ) from error
-        other = [
-            f"{part} {here.get(part)} here, {found.get(part)} there"
-            for part in sorted(here.keys() | found.keys())
-            if here.get(part) != found.get(part)
-        ]
-        if other:
-            raise SearchError(
-                f"node {name} of the Ray cluster at {address} would find another result: "
-                f"{'; '.join(other)}. Start both from the same image of the platform"
-            )
+def _bytes(data: SearchData) -> int:
+    arrays = (array for side in (data.train, data.validation) for array in vars(side).values())
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _run_here(order: _Order, data: SearchData, say: Say) -> SearchResult:
@@ -351,46 +159,8 @@ def _listen(running: Any, heard: Any, say: Say) -> None:
 
 def _runner(order: _Order, box: list[Any], heard: Any) -> SearchResult:
     """Runs a search in a process of the cluster, which tells on the queue how it comes on."""
-    with _environment(**_QUIET):
+    with quiet():
         return _run(order, box, heard.put)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Sets what is not; afterwards Ray's variables are what they were, its own doing included.
-
-    What belongs to one Ray must not reach the next, which may be somebody else's cluster.
-    """
-
-    def rays() -> dict[str, str]:
-        return {k: v for k, v in os.environ.items() if k.startswith(("RAY_", "TUNE_"))}
-
-    before = rays()
-    os.environ.update({name: value for name, value in values.items() if not before.get(name)})
-    try:
-        yield
-    finally:
-        for name in rays().keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-
-
-@contextmanager
-def _home(directory: str) -> Iterator[None]:
-    """Makes a directory the home of the processes started meanwhile.
-
-    Usage statistics off or on, Ray asks the metadata servers of three clouds where it runs, unless
-    a file in the home directory says.
-    """
-    Path(directory, "ray_bootstrap_config.yaml").write_text("{}")
-    before = os.environ.get("HOME")
-    os.environ["HOME"] = directory
-    try:
-        yield
-    finally:
-        del os.environ["HOME"]
-        if before is not None:
-            os.environ["HOME"] = before
 
 
 def _run(order: _Order, box: list[Any], say: Say) -> SearchResult:

@@ -21,8 +21,10 @@ from health_predict.cluster import Cluster, Pace
 from health_predict.kubernetes_platform import KubernetesPlatform
 from health_predict.registry_credentials import Credentials
 from health_predict.release import NAME, Deployment, Image
+from health_predict.release_records import ReleaseRecords
 from health_predict.serving.options import TOKENS
 from health_predict.settings import ROOT
+from health_predict.store import open_store
 from health_predict.verification import GoldenRow
 from health_predict_tests import bentos, served_bento
 from health_predict_tests.kubernetes_double import (
@@ -169,7 +171,7 @@ def platform(kubeconfig: Path, home: Path, overlay: Path = OVERLAY) -> Kubernete
         registry=Keeper(),  # type: ignore[arg-type]  nothing is pushed
         repository="readmission",
         base_image=BASE,
-        records=kubeconfig.parent / "records",
+        records=ReleaseRecords(open_store(kubeconfig.parent / "records")),
         token=TOKEN,
         seconds=30,
     )

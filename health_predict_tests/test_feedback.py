@@ -108,7 +108,7 @@ class Trained:
     raw: pd.DataFrame
 
     def read(self, asset: str) -> pd.DataFrame:
-        return pd.read_parquet(Path(self.resources["io_manager"].root, f"{asset}.parquet"))
+        return pd.read_parquet(Path(self.resources["io_manager"].uri, f"{asset}.parquet"))
 
     def metadata(self, asset: str) -> dict[str, Any]:
         event = self.instance.get_latest_materialization_event(dg.AssetKey(asset))
@@ -136,7 +136,7 @@ def trained(raw: pd.DataFrame, folder: Path, instance: dg.DagsterInstance) -> Tr
     folder.mkdir(exist_ok=True)
     raw.to_csv(folder / "table.csv", index=False)
     settings = Settings(var=folder / "var", data=str(folder / "table.csv"), batches=4)
-    needed = {"io_manager", "source", "arrival", "budget", "traffic"}
+    needed = {"io_manager", "source", "arrival", "budget", "store"}
     given = {k: v for k, v in resources(settings).items() if k in needed}
     assets = [*data.ASSETS, training.training_set]
     run: dict[str, Any] = {"instance": instance, "resources": given}

@@ -43,6 +43,7 @@ PURE = (
     "evidence_figures",
     "ledger",
     "search",
+    "ray_link",
     "tuning",
     "experiments",
     "tracking",
@@ -143,7 +144,7 @@ HEAVY_ALLOWED = {
     "synthetic_profile": {"pandas"},
 }
 ONLY_IN = {
-    "ray": {"tuning"},
+    "ray": {"ray_link", "tuning"},
     "mlflow": {"experiments", "tracking"},
     "dagster_mlflow": {"experiments"},
     "evidently": {"evidently_report"},

@@ -319,10 +319,10 @@ def test_a_node_with_other_code_is_refused_and_one_without_it_too(cluster, tmp_p
         assert f"node {OTHER_NODE} of the Ray cluster" in found["error"]
         assert "would find another result: health_predict " in found["error"]
         assert "same image" in found["error"]
-        (other / "tuning.py").unlink()
+        (other / "ray_link.py").unlink()
         found = cluster.search(address, trials=3, seed=SEED)
         assert f"node {OTHER_NODE} of the Ray cluster" in found["error"]
         assert "cannot run a search: " in found["error"]
-        assert "No module named 'health_predict.tuning'" in found["error"]
+        assert "No module named 'health_predict.ray_link'" in found["error"]
     finally:
         cluster.stop(OTHER_NODE)
