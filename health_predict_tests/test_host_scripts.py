@@ -73,9 +73,6 @@ def make(service, compose, started):
     found.setdefault("exit", 0)
     if not started:
         return
-    for needed in compose["services"][service].get("depends_on", {}):
-        if name != "podman-compose":
-            make(needed, compose, True)
     found["status"] = "exited" if service == "migrate" else "running"
     found["health"] = "starting" if broken(service) else "healthy"
     found["exit"] = 3 if broken(service) else 0
@@ -119,9 +116,10 @@ def inspect(words):
     service = found[0]
     print({
         "{{.State.Status}} {{.State.ExitCode}}": f"{service['status']} {service['exit']}",
-        "{{.State.Health.Status}}": service.get("health"),
+        "{{.State.Health.Status}}": service.get("health", "").replace("checked", "starting"),
         "{{.State.Running}}": str(service["status"] == "running").lower(),
         "{{.RestartCount}}": service["restarts"],
+        "{{index .Config.Healthcheck.Test 1}}": "the check",
     }[form])
 
 
@@ -176,6 +174,9 @@ def engine():
         command = rest[rest.index("/volume") + 2 :]
         os.chdir(volume(rest))
         inside(command)
+    elif verb == "exec" and rest[-1] == "the check":
+        found = [s for s in known["services"].values() if s["id"] == rest[0]][0]
+        sys.exit(0 if found["health"] == "checked" else 1)
     elif verb == "exec":
         command = rest[2:]
         if command[0] == "bash":
@@ -327,6 +328,8 @@ def free_port() -> int:
 def test_each_service_is_started_after_what_it_needs_and_all_are_told_healthy(machine):
     said = machine.done("up")
     assert machine.started() == SERVICES
+    ups = [arguments for _, arguments, _ in machine.calls if "--detach" in arguments]
+    assert all("--no-deps" in arguments for arguments in ups)
     table = [line.split() for line in said.splitlines() if line.split()[:1] and "healthy" in line]
     assert [row[0] for row in table] == [name for name in SERVICES if name != "migrate"]
     assert re.search(r"^migrate +done *$", said, re.M)
@@ -481,6 +484,14 @@ def test_one_that_crashes_again_and_again_is_not_waited_for(machine, broken):
     machine.done("up")
 
 
+def test_a_check_that_docker_has_not_made_yet_is_made(machine):
+    machine.done("up")
+    known = machine.engine
+    known["services"]["daemon"]["health"] = "checked"
+    (machine.folder / "engine.json").write_text(json.dumps(known))
+    assert re.search("^daemon +healthy", machine.done("status"), re.M)
+
+
 def test_a_build_that_fails_ends_it_before_anything_is_started(machine):
     machine.breaks("build")
     done = machine.run("up")
@@ -594,8 +605,6 @@ def test_without_docker_podman_is_told_its_own_way(machine):
         pairs = itertools.pairwise(arguments)
         files = [Path(name).name for option, name in pairs if option == "--file"]
         assert files == ["compose.yaml", "compose.podman.yaml"]
-        # `--requires` would have Podman start anew what has ended well.
-        assert "--no-deps" in arguments
     assert machine.started() == SERVICES
 
 

@@ -160,13 +160,10 @@ compose() {
   refuse "${compose[*]} $1 failed with exit code $code"
 }
 
-# start_service NAME: with what it depends on, which Podman would want to run, also what shall end.
+# start_service NAME: without what it depends on, which runs already. Podman would start anew what has
+# ended well, and Docker would wait for its next health check, which may be minutes away.
 start_service() {
-  if [[ $engine == podman ]]; then
-    compose up --detach --no-deps "$1"
-  else
-    compose up --detach "$1"
-  fi
+  compose up --detach --no-deps "$1"
 }
 
 readonly secrets=(
@@ -209,12 +206,22 @@ health() {
   elif [[ $1 == migrate ]]; then
     say starting
   elif [[ $engine == docker ]]; then
-    docker inspect --format '{{.State.Health.Status}}' "$id"
+    status=$(docker inspect --format '{{.State.Health.Status}}' "$id")
+    if [[ $status == starting ]] && passes "$id"; then status=healthy; fi
+    say "$status"
   elif podman healthcheck run "$id" >/dev/null 2>&1; then # by a timer of systemd, where there is one
     say healthy
   else
     say starting
   fi
+}
+
+# passes ID: whether a container's health check does, which Docker makes for the first time only when
+# its interval is over.
+passes() {
+  local check
+  check=$(docker inspect --format '{{index .Config.Healthcheck.Test 1}}' "$1")
+  docker exec "$1" sh -c "$check" >/dev/null 2>&1
 }
 
 is_well() {
