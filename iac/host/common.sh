@@ -132,15 +132,16 @@ find_engine() {
       "(https://docs.docker.com/engine/install), start it, or be a user who may use it"
   fi
   engine=docker
+  if [[ ${compose[0]} == *podman-compose ]]; then engine=podman; fi
+  "$engine" info >/dev/null 2>&1 || refuse "$engine does not answer: start it"
   compose_files=(--file "$here/compose.yaml")
-  if [[ ${compose[0]} == *podman-compose ]]; then
-    engine=podman
+  if [[ $engine == podman ]]; then
     version=$("${compose[@]}" --version 2>/dev/null | sed -nE 's/^podman-compose.* ([0-9.]+)$/\1/p')
     [[ $version =~ ^(1\.[1-9]|1\.[0-9]{2,}|[2-9]) ]] ||
       refuse "podman-compose ${version:-of an unknown version} cannot share a network between" \
         "services: install 1.1 or newer (pip install podman-compose)"
     compose_files+=(--file "$here/compose.podman.yaml")
-  elif [[ $("${engine}" info --format '{{.LoggingDriver}}') != json-file ]]; then
+  elif [[ $(docker info --format '{{.LoggingDriver}}') != json-file ]]; then
     compose_files+=(--file "$here/compose.daemon-logs.yaml")
   fi
   if [[ $(deployment) == kubernetes ]]; then compose_files+=(--file "$here/compose.kubernetes.yaml"); fi
@@ -320,10 +321,16 @@ make_state_folder() {
   if [[ $(id -u) == 0 ]]; then chown "$user:$user" "$HEALTH_PREDICT_VAR"; fi
 }
 
-# in_volume NAME COMMAND...: runs a command in the volume, as its owner, with nothing else.
+# in_volume NAME COMMAND...: runs a command in the volume, as its owner, with nothing else. Where the
+# image has a folder for it: a new volume takes over that one's owner.
 in_volume() {
+  local path
+  case $1 in
+    state) path=/var/lib/health-predict ;;
+    artifacts) path=/var/lib/mlflow ;;
+  esac
   "$engine" run --rm --interactive --network none --read-only --cap-drop ALL --user "$user:$user" \
-    --volume "$(volume "$1"):/volume" --workdir /volume "$PLATFORM_IMAGE" "${@:2}"
+    --volume "$(volume "$1"):$path" --workdir "$path" "$PLATFORM_IMAGE" "${@:2}"
 }
 
 # in_postgres COMMAND...: runs a command beside the database server.
