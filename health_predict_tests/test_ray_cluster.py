@@ -5,9 +5,11 @@ and asked by processes of their own, as runs are. What a search does on this mac
 in `test_tuning`.
 """
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +27,17 @@ import pytest
 import health_predict
 from health_predict.search import search_serially
 from health_predict_tests.test_tuning import data_of_two_features
+
+PR_SET_PDEATHSIG = 1
+pytestmark = [
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="only Linux has more than one address of its own"
+    ),
+    pytest.mark.skipif(
+        "HEALTH_PREDICT_TEST_RAY" not in os.environ,
+        reason="the search in a cluster is being finished: HEALTH_PREDICT_TEST_RAY=1 runs this",
+    ),
+]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HEAD, NODE, OTHER_NODE = "127.0.0.2", "127.0.0.3", "127.0.0.4"
@@ -97,6 +110,7 @@ class RayCluster:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
+                    preexec_fn=end_with_parent,
                 )
             wait_until(partial(self._started_or_ended, address), log)
             if "Ray runtime started" in log.read_text(errors="replace"):
@@ -184,6 +198,11 @@ class RayCluster:
         output, _ = running.communicate()
         assert running.returncode == 0, (self.folder / "search.log").read_text()
         return {**json.loads(output.splitlines()[-1]), "seen": seen}
+
+
+def end_with_parent() -> None:
+    """Asks the kernel to end this process when its parent does: no cluster outlives its test."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def wait_until(true: Any, log: Path) -> None:
