@@ -14,8 +14,13 @@ USED := alembic.command bentoml.bentos bentoml_cli.cli _bentoml_impl.server.serv
   mlflow.store.tracking.sqlalchemy_store matplotlib.backends.backend_agg optuna pandera.pandas psutil pyarrow.dataset pyarrow.parquet \
   ray.tune.schedulers ray.tune.logger ray._private.node sklearn.calibration sklearn.ensemble \
   sklearn.frozen sklearn.linear_model skops.io tenacity uvicorn xgboost
+# Ray's own processes find their parts by looking into these.
+USED_WHOLE := cryptography google kubernetes oauthlib ray/_private ray/autoscaler ray/core ray/dag \
+  ray/dashboard ray/experimental
 define COMPILE_WHAT_IS_USED
-import importlib, py_compile, sys
+import compileall, importlib, py_compile, sys, sysconfig
+for folder in "$(USED_WHOLE)".split():
+    compileall.compile_dir(sysconfig.get_path("purelib") + "/" + folder, quiet=2)
 for name in "$(USED)".split():
     importlib.import_module(name)
 for module in list(sys.modules.values()):

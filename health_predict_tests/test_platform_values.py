@@ -597,7 +597,7 @@ def free_port() -> int:
 
 def test_the_commands_of_the_readme_are_such_that_a_shell_reads_them():
     readme = (PLATFORM / "README.md").read_text()
-    blocks = re.findall(r"^ *```\n(.*?)^ *```", readme, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", readme, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 6
     for block in blocks:
         subprocess.run(["sh", "-n"], input=block, text=True, check=True)

@@ -94,7 +94,7 @@ def test_the_loop_turns_on_the_synthetic_cohort(tmp_path: Path) -> None:
     check_story(facts, 4)
     assert facts["data"] == "synthetic cohort"
     page = (var / "loop.html").read_text()
-    assert "synthetic cohort" in page
+    assert "Synthetic cohort" in page
     for batch in facts["batches"]:
         assert batch["batch"] in page
     status = subprocess.run(
