@@ -61,7 +61,7 @@ def main() -> None:
 @click.option("--data", help="synthetic, uci, a path to the csv or zip, https:// or s3://.")
 @click.option("--rows", type=click.IntRange(2000), help="Rows of the synthetic cohort.")
 @click.option(
-    "--batches", type=click.IntRange(1), help="Default: 6 of the synthetic cohort, 8 of others."
+    "--batches", type=click.IntRange(1), help="Default: 5 of the synthetic cohort, 8 of others."
 )
 @click.option("--at-a-time", type=click.IntRange(1), default=2, help="Batches that come together.")
 @click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds.")
@@ -80,10 +80,10 @@ def loop(
         batches_per_tick=at_a_time,
         arrive_at_rest=True,
         sensor_interval=3,
-        rest_batches=1,  # of six batches two would be a third
+        rest_batches=1,  # of five batches two would be nearly half
     ).model_copy(update={name: value for name, value in given.items() if value is not None})
     if batches is None:
-        settings = settings.model_copy(update={"batches": 6 if settings.data == "synthetic" else 8})
+        settings = settings.model_copy(update={"batches": 5 if settings.data == "synthetic" else 8})
     require(settings.data)
     with Progress() as progress:
         if loops.begin_afresh(settings):

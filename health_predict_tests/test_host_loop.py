@@ -25,13 +25,7 @@ from health_predict.store import open_store
 from health_predict.tracking import Registry
 from health_predict_tests.postgres import Postgres
 
-pytestmark = [
-    pytest.mark.loop,
-    pytest.mark.skipif(
-        "HEALTH_PREDICT_TEST_HOST" not in os.environ,
-        reason="ten minutes of two loops: HEALTH_PREDICT_TEST_HOST=1 runs this",
-    ),
-]
+pytestmark = pytest.mark.loop
 
 COMMAND = (str(Path(sys.executable).with_name("health-predict")), "loop")
 # Small, and in one process: what is asked here is where state is kept.
