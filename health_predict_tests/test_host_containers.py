@@ -28,13 +28,7 @@ from health_predict.engines import Engine
 from health_predict.settings import ROOT
 from health_predict_tests.container_tools import BASE, base_image, engine
 
-pytestmark = [
-    pytest.mark.container,
-    pytest.mark.skipif(
-        "HEALTH_PREDICT_TEST_HOST" not in os.environ,
-        reason="the scripts of one host are being finished: HEALTH_PREDICT_TEST_HOST=1 runs this",
-    ),
-]
+pytestmark = pytest.mark.container
 
 HOST = ROOT / "iac" / "host"
 PLATFORM = "localhost/health-predict:tested"

@@ -29,15 +29,9 @@ from health_predict.search import search_serially
 from health_predict_tests.test_tuning import data_of_two_features
 
 PR_SET_PDEATHSIG = 1
-pytestmark = [
-    pytest.mark.skipif(
-        sys.platform != "linux", reason="only Linux has more than one address of its own"
-    ),
-    pytest.mark.skipif(
-        "HEALTH_PREDICT_TEST_RAY" not in os.environ,
-        reason="the search in a cluster is being finished: HEALTH_PREDICT_TEST_RAY=1 runs this",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux has more than one address of its own"
+)
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HEAD, NODE, OTHER_NODE = "127.0.0.2", "127.0.0.3", "127.0.0.4"
