@@ -51,7 +51,7 @@ class Picture:
 
 
 PICTURES = (
-    Picture("loop", "file://{var}/loop.html", ("synthetic",), 1200, 0),
+    Picture("loop", "file://{var}/loop.html", ("Synthetic cohort",), 1200, 0),
     Picture("graph", "{dagit}/asset-groups", ("registry", "monitoring"), 1900, 900, unfold=True),
     Picture(
         "partition",
