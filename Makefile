@@ -34,11 +34,12 @@ DATA ?= synthetic
 BATCHES ?=
 ROWS ?= 30000
 TESTS ?=
+OPTIONS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev serve doctor test lint validate check-graph lint-k8s lint-iac eda \
   bench bench-loop bench-hpo bench-gate bench-drift bench-ticks bench-serving bench-scaling results \
-  ablation policies screenshots docs minikube-up minikube-down lock clean
+  ablation policies samples screenshots docs minikube-up minikube-down lock clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -116,7 +117,7 @@ bench-loop: $(READY)  ## Where the seconds go from drift to the new version serv
 	$(BIN)/python -m benchmarks.loop
 
 bench-scaling: $(READY)  ## Seconds and memory of each step at x1, x10, x100 rows.
-	$(BIN)/python -W ignore -m benchmarks.scaling
+	$(BIN)/python -W ignore -m benchmarks.scaling $(OPTIONS)
 
 bench-hpo: $(READY)  ## What a search costs, against one process and the usual way: var/bench/hpo.json
 	$(BIN)/python -W ignore -m benchmarks.hpo --data "$(DATA)"
@@ -133,14 +134,19 @@ bench-ticks: $(READY)  ## Ticks of the sensors with 10,000 batches behind them: 
 bench-serving: $(READY)  ## /predict against the bare stack and the usual ways: var/bench/serving.json
 	$(BIN)/python -W ignore -m benchmarks.serving --data "$(DATA)"
 
-results: $(READY)  ## Never against always retrained, part by part: var/bench/results.json
-	$(BIN)/python -W ignore -m benchmarks.results --data "$(DATA)"
+results: $(READY)  ## Never against always retrained; OPTIONS=--write-docs fills in docs/results.md
+	$(BIN)/python -W ignore -m benchmarks.results --data "$(DATA)" $(OPTIONS)
 
 policies: $(READY)  ## Trained when the loop decides, against every batch: var/bench/policies.json
 	$(BIN)/python -W ignore -m benchmarks.policies --data "$(DATA)"
 
 ablation: $(READY)  ## What each feature is worth on later parts: var/bench/ablation.json
 	$(BIN)/python -W ignore -m benchmarks.ablation --data "$(DATA)"
+
+SAMPLES := batch-0001 batch-0004
+samples: $(READY)  ## Two of Evidently's reports into docs/samples/, of the state that a loop left.
+	mkdir -p docs/samples
+	$(foreach batch,$(SAMPLES),cp var/store/drift_reports/$(batch)/report.html docs/samples/$(batch).html;)
 
 screenshots: $(READY)  ## The pictures of the docs, of the state that `make demo` left.
 	$(BIN)/python -W ignore docs/screenshots.py

@@ -36,9 +36,11 @@ class Picture:
         address: where it is taken; `{dagit}` and `{var}` are filled in.
         shows: words that have to be on the page.
         width: of the view, pixels.
-        height: of the view, pixels; 0: of the whole page.
+        height: of the view, pixels.
         unfold: whether Dagit's groups are unfolded first.
+        clicks: words that are clicked on, one after the other.
         settle: seconds until it stands still.
+        beside: pixels the view grows by then: Dagit lays its tools over the graph it fitted.
     """
 
     name: str
@@ -47,12 +49,22 @@ class Picture:
     width: int = 1440
     height: int = 900
     unfold: bool = False
+    clicks: tuple[str, ...] = ()
     settle: float = 4.0
+    beside: int = 0
 
 
 PICTURES = (
-    Picture("loop", "file://{var}/loop.html", ("Synthetic cohort",), 1200, 0),
-    Picture("graph", "{dagit}/asset-groups", ("registry", "monitoring"), 1900, 900, unfold=True),
+    Picture("loop", "file://{var}/loop.html", ("Synthetic cohort",), 1200, 1220),
+    Picture(
+        "graph",
+        "{dagit}/asset-groups",
+        ("registry", "monitoring"),
+        1840,
+        unfold=True,
+        settle=20.0,  # an asset has its colour once its state is known
+        beside=60,
+    ),
     Picture(
         "partition",
         "{dagit}/assets/drift_report?view=partitions&partition=batch-0003",
@@ -67,7 +79,7 @@ PICTURES = (
         "ticks",
         "{dagit}/locations/health_predict/sensors/retrain_on_drift",
         ("Trains the first champion", "Evaluations"),
-        settle=40.0,  # so that ticks of now are among them
+        clicks=("6hr", "All ticks", "Requested"),
     ),
 )
 
@@ -97,17 +109,21 @@ def take(driver: "Chrome", picture: Picture, address: str) -> None:
         SystemExit: what it has to show is not there.
     """
     from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.common.by import By
 
-    screen(driver, picture.width, picture.height or 900)
+    screen(driver, picture.width, picture.height)
     driver.get(address)
     _wait_for(driver, picture.shows, address)
     if picture.unfold:
         ActionChains(driver).key_down(Keys.ALT).send_keys("e").key_up(Keys.ALT).perform()
+    for words in picture.clicks:
+        time.sleep(1)
+        driver.find_element(By.XPATH, f"//*[normalize-space(text())='{words}']").click()
     time.sleep(picture.settle)
-    if not picture.height:
-        height = driver.execute_script("return document.documentElement.scrollHeight")
-        screen(driver, picture.width, min(int(height), 6_000))
-        time.sleep(0.5)
+    if picture.beside:
+        screen(driver, picture.width + picture.beside, picture.height)
+        time.sleep(1)
+    driver.execute_script("document.documentElement.style.overflow = 'hidden'")
     target = DOCS / f"{picture.name}.png"
     target.write_bytes(driver.get_screenshot_as_png())
     _shrink(target)
