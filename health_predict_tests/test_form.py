@@ -291,13 +291,17 @@ class Page:
         self.until(lambda: self.text("risk"))
         return self.text("risk")
 
+    # One script each: between two questions the page may have drawn the element anew.
     def text(self, name: str) -> str:
-        found = self.driver.find_elements(By.ID, name)
-        return str(found[0].get_property("textContent")) if found else ""
+        script = "return document.getElementById(arguments[0])?.textContent ?? ''"
+        return str(self.driver.execute_script(script, name))
 
     def shown(self, name: str) -> str:
-        found = self.driver.find_elements(By.ID, name)
-        return found[0].text if found else ""
+        script = (
+            "const found = document.getElementById(arguments[0]);"
+            "return found?.checkVisibility() ? found.innerText.trim() : ''"
+        )
+        return str(self.driver.execute_script(script, name))
 
     def until(self, true: Callable[[], Any], seconds: float = 20) -> None:
         WebDriverWait(self.driver, seconds, 0.05).until(lambda _: true())
