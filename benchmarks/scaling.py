@@ -454,7 +454,7 @@ def circumstances(result: dict[str, Any], run: Run) -> str:
 
 @click.command(help=__doc__)
 @click.option("--data", default="synthetic", show_default=True, help="As HEALTH_PREDICT_DATA.")
-@click.option("--rows", default=8_000, show_default=True, type=click.IntRange(2_000), help="At x1.")
+@click.option("--rows", default=4_000, show_default=True, type=click.IntRange(2_000), help="At x1.")
 @click.option("--factors", default="1,10,100", show_default=True)
 @click.option("--quick", is_flag=True, help=f"{QUICK_ROWS} rows, factors {QUICK_FACTORS}.")
 @click.option("--cpu-seconds", default=300, show_default=True, help="That a step may take.")
