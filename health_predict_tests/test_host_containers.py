@@ -234,6 +234,17 @@ class Deployment:
 
     def launch(self, job: str) -> str:
         """Launches a job; returns the run's id."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return self._launch(job)
+            except urllib.error.HTTPError as error:
+                # Dagit finds out by using it that a connection it kept died with the database.
+                if error.code != 500 or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
+
+    def _launch(self, job: str) -> str:
         parameters = {
             "selector": {
                 "repositoryLocationName": "health_predict",
