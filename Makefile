@@ -143,7 +143,7 @@ policies: $(READY)  ## Trained when the loop decides, against every batch: var/b
 ablation: $(READY)  ## What each feature is worth on later parts: var/bench/ablation.json
 	$(BIN)/python -W ignore -m benchmarks.ablation --data "$(DATA)"
 
-SAMPLES := batch-0001 batch-0004
+SAMPLES := batch-0001 batch-0005
 samples: $(READY)  ## Two of Evidently's reports into docs/samples/, of the state that a loop left.
 	mkdir -p docs/samples
 	$(foreach batch,$(SAMPLES),cp var/store/drift_reports/$(batch)/report.html docs/samples/$(batch).html;)
