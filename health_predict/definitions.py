@@ -30,7 +30,7 @@ def assemble(settings: Settings) -> dg.Definitions:
     os.environ.setdefault("MPLCONFIGDIR", str(settings.var.absolute() / "matplotlib"))
     # A check of one batch needs its partition; Dagster still calls that a preview.
     warnings.filterwarnings("ignore", "Specifying a partitions_def", dg.PreviewWarning)
-    # So it does the links from an asset to its code: one warning an asset.
+    # And the links from an asset to its code beta, in one warning an asset.
     warnings.filterwarnings("ignore", ".*(code_ref|CodeRef|FilePathMapping)", dg.BetaWarning)
 
     from health_predict.defs import (

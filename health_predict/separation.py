@@ -156,7 +156,7 @@ def chance(
         rows, split = draw
         return _cross_fitted(x[rows], arrived, split)[0]
 
-    # Threads will do: seven eighths of the time are spent in XGBoost, which lets go of the lock.
+    # Threads will do: seven tenths of the time are spent in XGBoost, which lets go of the lock.
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         statistics = np.fromiter(pool.map(statistic, drawn()), float)
     # Around 1/2, which is known, and not around their mean.
