@@ -234,16 +234,22 @@ def _watch(
 
 def _patiently(look: Callable[[], Found]) -> Found:
     """Returns what is seen, once a database that went away is back."""
-    from sqlalchemy.exc import DBAPIError
-    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
     patience = Retrying(
-        retry=retry_if_exception_type(DBAPIError),
+        retry=retry_if_exception(_is_outage),
         stop=stop_after_delay(_LONGEST_OUTAGE),
         wait=wait_fixed(_POLL_SECONDS),
         reraise=True,
     )
     return patience(look)
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Whether a database does not answer: as it says itself, or as Dagster says who gave up."""
+    from sqlalchemy.exc import DBAPIError
+
+    return isinstance(error, DBAPIError) or isinstance(error.__cause__, DBAPIError)
 
 
 @dataclass(frozen=True)

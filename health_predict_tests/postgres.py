@@ -54,9 +54,6 @@ class Postgres:
         if user:
             for path in (folder, data, folder / "password"):
                 shutil.chown(path, user)
-            for above in folder.parents:  # pytest's own folders are closed to others
-                if above.stat().st_uid == 0 and not above.stat().st_mode & 0o001:
-                    above.chmod(above.stat().st_mode | 0o011)
         subprocess.run(
             [
                 *(binaries / "initdb", "--pgdata", data, "--username", "health", "--auth", "md5"),
@@ -75,6 +72,8 @@ class Postgres:
 
     def start(self) -> None:
         """Starts the server and waits until it answers."""
+        if _user():
+            self._open_the_way()
         command = [
             *(_binaries() / "postgres", "-D", self.folder / "data", "-p", str(self.port)),
             *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
@@ -94,6 +93,12 @@ class Postgres:
                     words = (self.folder / "postgres.log").read_text(errors="replace")
                     raise AssertionError(f"no PostgreSQL: {error}\n{words[-2000:]}") from error
                 time.sleep(0.1)
+
+    def _open_the_way(self) -> None:
+        """Lets others through to the folder: each run of pytest closes its own to them, anew."""
+        for above in self.folder.parents:
+            if above.stat().st_uid == 0 and not above.stat().st_mode & 0o001:
+                above.chmod(above.stat().st_mode | 0o011)
 
     def kill(self) -> None:
         """Ends the server and all it started as a power cut would."""

@@ -17,8 +17,11 @@ from typing import Any
 
 import psycopg2
 import pytest
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import OperationalError
 
 from health_predict.ledger import Ledger
+from health_predict.loop import _patiently
 from health_predict.processes import ProcessError, dagster_home
 from health_predict.settings import ROOT, Settings
 from health_predict.store import open_store
@@ -203,3 +206,23 @@ def test_a_second_loop_does_not_begin_on_the_state_of_the_first(
 def test_a_host_without_its_database_says_which_setting_names_it(tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match="set HEALTH_PREDICT_POSTGRES"):
         dagster_home(Settings(var=tmp_path, deployment="host", postgres=None))
+
+
+def test_a_database_that_dagster_gave_up_on_is_awaited() -> None:
+    gone = OperationalError("SELECT 1", None, Exception("connection refused"))
+    answers = iter([gone, gone, None])
+
+    def look() -> str:
+        if error := next(answers):
+            raise DagsterPostgresException("too many retries for DB connection") from error
+        return "there again"
+
+    assert _patiently(look) == "there again"
+
+
+def test_what_is_no_outage_is_not_awaited() -> None:
+    def look() -> str:
+        raise ValueError("a fault of the code")
+
+    with pytest.raises(ValueError, match="a fault of the code"):
+        _patiently(look)
