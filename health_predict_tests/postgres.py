@@ -54,6 +54,7 @@ class Postgres:
         if user:
             for path in (folder, data, folder / "password"):
                 shutil.chown(path, user)
+            cls(folder, 0)._open_the_way()
         subprocess.run(
             [
                 *(binaries / "initdb", "--pgdata", data, "--username", "health", "--auth", "md5"),
